@@ -1,0 +1,117 @@
+"""The settings of npu-weave: one frozen object, read from vLLM's ``--additional-config``.
+
+    vllm serve BASE --enable-lora --max-loras 4 --additional-config '{"npu_weave": {"adapter_rows": 64}}'
+
+Without the key ``npu_weave`` the plugin does nothing. An unknown field, a wrong type or a value out of range is
+refused with `ConfigError`, never ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from npu_weave.errors import ConfigError
+
+KEY = "npu_weave"
+
+_UNITS = {"": 1, "b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40}
+_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*$", re.IGNORECASE)
+
+
+class WeaveConfig(BaseModel):
+    """Validated settings; see docs/quickstart.md for examples.
+
+    Attributes:
+        adapter_rows: rows of every MoE layer's virtual weight tensor set aside for adapters, beyond the base
+            experts. Address space only: an unused row costs no memory. None takes as many as `max_loras` adapters
+            that tune every expert would need, or the most the engine's kernel can address, whichever is less.
+        adapter_memory: limit in bytes on the physical memory of adapter experts on a device, per worker; also as
+            text ("512MiB", "4GiB"). None sets no limit of its own.
+        allowed_roots: directories below which adapters may lie. None allows any path, and is refused while the
+            engine accepts adapters over HTTP (VLLM_ALLOW_RUNTIME_LORA_UPDATING).
+        verify_loads: read every row back after a load and compare it with what was to be written.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+    adapter_rows: int | None = Field(default=None, ge=1)
+    adapter_memory: int | None = Field(default=None, ge=1)
+    allowed_roots: tuple[Path, ...] | None = None
+    verify_loads: bool = True
+
+    @field_validator("adapter_memory", mode="before")
+    @classmethod
+    def _parse_size(cls, value: object) -> object:
+        return parse_size(value) if isinstance(value, str) else value
+
+    @field_validator("allowed_roots")
+    @classmethod
+    def _resolve_roots(cls, value: tuple[Path, ...] | None) -> tuple[Path, ...] | None:
+        if value is None:
+            return None
+        roots = tuple(root.expanduser().resolve() for root in value)
+        for root in roots:
+            if not root.is_dir():
+                raise ValueError(f"{root} is not a directory")
+        return roots
+
+
+def parse_size(text: str) -> int:
+    """Bytes from text like "4GiB" (binary units; a bare number is bytes).
+
+    Raises:
+        ValueError: the text is not a size.
+    """
+    match = _SIZE.match(text)
+    unit = match[2].lower() if match else ""
+    if match is None or unit not in _UNITS:
+        raise ValueError(f"not a size: {text!r} (use bytes, KiB, MiB, GiB or TiB)")
+    return int(float(match[1]) * _UNITS[unit])
+
+
+def config_from(additional_config: object) -> WeaveConfig | None:
+    """The settings in vLLM's ``additional_config``, or None when npu-weave is not asked for.
+
+    Raises:
+        ConfigError: the value under ``npu_weave`` is not a valid set of settings.
+    """
+    if not isinstance(additional_config, Mapping) or KEY not in additional_config:
+        return None
+    return parse_config(additional_config[KEY])
+
+
+def parse_config(value: object) -> WeaveConfig:
+    """Validate one settings object (the value of the key ``npu_weave``).
+
+    Raises:
+        ConfigError: CONFIG_INVALID, naming each offending field.
+    """
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            "CONFIG_INVALID",
+            f"additional config key {KEY!r}",
+            expected="an object of settings",
+            got=json.dumps(value, default=str),
+            remedy=f"write --additional-config '{{\"{KEY}\": {{}}}}' for the defaults",
+        )
+    try:
+        return WeaveConfig.model_validate(dict(value))
+    except ValidationError as error:
+        raise _describe(error, value) from error
+
+
+def _describe(error: ValidationError, value: Mapping[Any, Any]) -> ConfigError:
+    problems = [f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}" for item in error.errors()]
+    return ConfigError(
+        "CONFIG_INVALID",
+        f"additional config key {KEY!r}",
+        expected="only the fields " + ", ".join(WeaveConfig.model_fields),
+        got="; ".join(problems),
+        remedy=f"correct {json.dumps(dict(value), default=str)}",
+    )

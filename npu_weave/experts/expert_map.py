@@ -1,0 +1,39 @@
+"""The expert map of one MoE layer: which row stands for base expert j under slot s."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+
+class ExpertMap:
+    """``table[slot, j]``: row of the weight tensor that serves base expert `j` for tokens of `slot`.
+
+    The table is int32 ``[slots + 1, num_experts]`` (paper section 4.3, with slot 0 for the base model instead of
+    -1, so that the lookup has no branch). Row 0 is the identity and never changes. The tensor keeps its address for
+    the life of the engine, so a captured graph may read it.
+    """
+
+    def __init__(self, slots: int, num_experts: int, device: torch.device) -> None:
+        self.slots = slots
+        self.num_experts = num_experts
+        self._identity = torch.arange(num_experts, dtype=torch.int32)
+        self.table = self._identity.repeat(slots + 1, 1).to(device)
+
+    def publish(self, slot: int, rows: Mapping[int, int]) -> None:
+        """Point `slot` at `rows` (base expert -> row); other experts stay the base model's. Mutates `table`."""
+        line = self._identity.clone()
+        for expert, row in rows.items():
+            line[expert] = row
+        self.table[slot].copy_(line)
+
+    def withdraw(self, slot: int) -> None:
+        """Point `slot` back at the base model. Mutates `table`."""
+        self.table[slot].copy_(self._identity)
+
+    def rows_of(self, slot: int) -> dict[int, int]:
+        """The experts that `slot` replaces: base expert -> row."""
+        line = self.table[slot].cpu()
+        changed = (line != self._identity).nonzero().flatten().tolist()
+        return {expert: int(line[expert]) for expert in changed}
