@@ -1,0 +1,122 @@
+"""All MoE layers together: an adapter's experts go in and out of every layer, or of none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from npu_weave.errors import CapacityError, IntegrityError
+from npu_weave.experts.layer import ExpertLayer, summary
+from npu_weave.experts.packed import PackedAdapter
+from npu_weave.memory.pool import PagePool
+
+
+class ExpertBank:
+    """The expert weights of the whole model on one device.
+
+    `install` is the device half of the load transaction: lease rows, map, copy, fence, verify, publish. A failure
+    at any point leaves rows, pages, maps and bytes as they were.
+    """
+
+    def __init__(self, layers: Sequence[ExpertLayer], pool: PagePool, *, slots: int, verify: bool = True) -> None:
+        self.layers: dict[int, ExpertLayer] = {layer.index: layer for layer in layers}
+        self.pool = pool
+        self.slots = slots
+        self.base_pages = pool.in_use
+        self._verify = verify
+        self._used: set[int] = set()
+
+    def install(self, slot: int, adapter: PackedAdapter) -> None:
+        """Put `adapter` into `slot` (1 ... slots), which must be empty, and publish it.
+
+        Raises:
+            CapacityError: rows or memory do not suffice.
+            DriverError: a call of the driver failed.
+            IntegrityError: a row does not hold what was written.
+        """
+        self._check_slot(slot, occupied=False)
+        thing = f"adapter {adapter.name!r}"
+        placed: list[ExpertLayer] = []
+        try:
+            for index, packed in adapter.layers.items():
+                self.layers[index].place(slot, packed, thing)
+                placed.append(self.layers[index])
+            self.pool.driver.fence()
+            if self._verify:
+                self._each(adapter, lambda layer, index: layer.verify(slot, adapter.layers[index]))
+        except BaseException:
+            for layer in reversed(placed):
+                layer.remove(slot)
+            raise
+        self._each(adapter, lambda layer, index: layer.publish(slot, adapter.layers[index]))
+        self._used.add(slot)
+
+    def remove(self, slot: int) -> None:
+        """Take the adapter out of `slot`: maps first, then rows and pages. No step may be reading them."""
+        self._check_slot(slot, occupied=True)
+        for layer in self.layers.values():
+            layer.map.withdraw(slot)
+        self.pool.driver.fence()
+        for layer in self.layers.values():
+            layer.remove(slot)
+        self._used.discard(slot)
+
+    def check_fits(self, adapters: Iterable[PackedAdapter], thing: str) -> None:
+        """Make sure that any `slots` of `adapters` can be on the device at once, so that no activation can fail.
+
+        Raises:
+            CapacityError: ROWS_EXHAUSTED or MEMORY_EXHAUSTED.
+        """
+        known = list(adapters)
+        worst: dict[int, int] = {}
+        for index, layer in self.layers.items():
+            counts = sorted((adapter.experts_in(index) for adapter in known), reverse=True)[: self.slots]
+            worst[index] = sum(counts)
+            if worst[index] > layer.rows.count:
+                raise CapacityError(
+                    "ROWS_EXHAUSTED",
+                    f"{thing}, {layer.name}",
+                    expected=f"at most {layer.rows.count} adapter rows for the {self.slots} largest adapters at once",
+                    got=f"{worst[index]}",
+                    remedy="raise npu_weave.adapter_rows, lower --max-loras, or unload an adapter",
+                )
+        if self.pool.limit_pages is None:
+            return
+        pages = sum(self.layers[index].pages_bound(rows) for index, rows in worst.items())
+        free = self.pool.limit_pages - self.base_pages
+        if pages > free:
+            raise CapacityError(
+                "MEMORY_EXHAUSTED",
+                thing,
+                expected=f"at most {free * self.pool.driver.granularity} bytes for the adapters in {self.slots} slots",
+                got=f"{pages * self.pool.driver.granularity}",
+                remedy="raise npu_weave.adapter_memory, lower --max-loras, or unload an adapter",
+            )
+
+    def memory(self) -> dict[str, int]:
+        """Reserved, mapped and exactly needed bytes over all layers, and pages in use."""
+        return {**summary(self.layers), "pages": self.pool.in_use}
+
+    def check_integrity(self) -> None:
+        """Check every layer, and the pages against the driver's own count.
+
+        Raises:
+            IntegrityError: an invariant does not hold.
+        """
+        for layer in self.layers.values():
+            layer.check_integrity()
+            if set(layer.owned) - self._used:
+                raise IntegrityError("MAP_INCONSISTENT", layer.name, expected=str(self._used), got=str(layer.owned))
+        self.pool.check_integrity()
+
+    def _check_slot(self, slot: int, *, occupied: bool) -> None:
+        if not 1 <= slot <= self.slots or (slot in self._used) != occupied:
+            state = "an occupied" if occupied else "an empty"
+            raise IntegrityError(
+                "SLOT_STATE", f"slot {slot}", expected=f"{state} slot of 1 ... {self.slots}", got=str(self._used)
+            )
+
+    def _each(self, adapter: PackedAdapter, action: Callable[[ExpertLayer, int], None]) -> None:
+        for index in adapter.layers:
+            action(self.layers[index], index)
+
+

@@ -1,0 +1,154 @@
+"""One MoE layer: its virtual weight tensors, its adapter rows, its expert map."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+import weave_ops  # noqa: F401  (registers torch.ops.npu_weave)
+
+from npu_weave.errors import IntegrityError
+from npu_weave.experts.expert_map import ExpertMap
+from npu_weave.experts.packed import PackedLayer
+from npu_weave.experts.port import MoELayerPort
+from npu_weave.experts.rows import RowAllocator
+from npu_weave.experts.token_slots import TokenSlots
+from npu_weave.memory.pool import PagePool
+from npu_weave.memory.virtual_tensor import VirtualTensor
+
+
+class ExpertLayer:
+    """The expert weights of one layer, base and adapters, in virtual tensors of the same row numbering.
+
+    Rows ``0 ... num_experts - 1`` are the base experts, mapped for good; the rest belong to the row allocator.
+    Construction moves the engine's weights into the virtual tensors and rebinds its parameters to them.
+    """
+
+    def __init__(self, port: MoELayerPort, pool: PagePool, *, adapter_rows: int, slots: int) -> None:
+        self.index = port.index
+        self.name = port.name
+        self.num_experts = port.num_experts
+        self.rows = RowAllocator(port.num_experts, adapter_rows)
+        self.tensors: dict[str, VirtualTensor] = {}
+        for name, weight in port.weights().items():
+            self.tensors[name] = _move_in(weight, pool, port.num_experts + adapter_rows, f"{port.name}.{name}")
+            port.rebind(name, self.tensors[name].tensor)
+        device = next(iter(self.tensors.values())).tensor.device
+        self.map = ExpertMap(slots, port.num_experts, device)
+        self.owned: dict[int, list[int]] = {}
+
+    def rerouting(self, token_slots: TokenSlots, ids: torch.Tensor) -> torch.Tensor:
+        """The rows for `ids` ``[tokens, top_k]`` of this step: ``map[slot of token, id]``."""
+        rerouted: torch.Tensor = torch.ops.npu_weave.reroute(ids, token_slots.buffer, self.map.table)
+        return rerouted
+
+    def place(self, slot: int, packed: PackedLayer, thing: str) -> None:
+        """Allocate, map and copy the rows of `packed` for `slot`; nothing is published yet.
+
+        Raises:
+            CapacityError, DriverError: nothing is changed then.
+        """
+        rows = self.rows.allocate(len(packed.experts), f"{thing}, {self.name}")
+        mapped: list[VirtualTensor] = []
+        try:
+            for tensor in self.tensors.values():
+                tensor.map_rows(rows)
+                mapped.append(tensor)
+            for name, tensor in self.tensors.items():
+                for row, weight in zip(rows, packed.weights[name], strict=True):
+                    tensor.row_view(row).copy_(weight)
+        except BaseException:
+            for tensor in reversed(mapped):
+                tensor.unmap_rows(rows)
+            self.rows.release(rows)
+            raise
+        self.owned[slot] = rows
+
+    def verify(self, slot: int, packed: PackedLayer) -> None:
+        """Compare the rows of `slot` with `packed`, bit by bit.
+
+        Raises:
+            IntegrityError: ROW_CONTENT, a row does not hold what was written.
+        """
+        for row, position in zip(self.owned[slot], range(len(packed.experts)), strict=True):
+            for name, tensor in self.tensors.items():
+                held, meant = tensor.row_view(row), packed.weights[name][position].to(tensor.tensor.device)
+                if not torch.equal(held.view(torch.uint8), meant.contiguous().view(torch.uint8)):
+                    raise IntegrityError(
+                        "ROW_CONTENT",
+                        f"{self.name}.{name} row {row}",
+                        expected=f"the bytes of expert {packed.experts[position]}",
+                        got="other bytes after the copy",
+                        remedy="report this with the log; the adapter was not published",
+                    )
+
+    def publish(self, slot: int, packed: PackedLayer) -> None:
+        """Make the placed rows of `slot` visible to the next step."""
+        self.map.publish(slot, dict(zip(packed.experts, self.owned[slot], strict=True)))
+
+    def remove(self, slot: int) -> None:
+        """Withdraw `slot` from the map, unmap and free its rows. A slot without rows is left alone."""
+        self.map.withdraw(slot)
+        rows = self.owned.pop(slot, None)
+        if rows is None:
+            return
+        for tensor in self.tensors.values():
+            tensor.unmap_rows(rows)
+        self.rows.release(rows)
+
+    def pages_bound(self, rows: int) -> int:
+        """Most pages that any `rows` adapter rows of this layer can need, however they lie."""
+        return sum(_pages_bound(tensor, self.rows, rows) for tensor in self.tensors.values())
+
+    def check_integrity(self) -> None:
+        """Check rows against map, allocator and mappings.
+
+        Raises:
+            IntegrityError: MAP_INCONSISTENT, or what the tensors' own checks find.
+        """
+        held = [row for rows in self.owned.values() for row in rows]
+        base = set(range(self.num_experts))
+        for name, tensor in self.tensors.items():
+            tensor.check_integrity()
+            if tensor.mapped_rows != base.union(held):
+                raise _inconsistent(f"{self.name}.{name}", sorted(base.union(held)), sorted(tensor.mapped_rows))
+        if len(held) != len(set(held)) or len(held) + self.rows.free != self.rows.count:
+            raise _inconsistent(f"{self.name} rows", "each row with one owner", held)
+        for slot in range(self.map.slots + 1):
+            reachable = set(self.map.rows_of(slot).values())
+            if reachable and reachable != set(self.owned.get(slot, [])):
+                raise _inconsistent(f"{self.name} slot {slot}", self.owned.get(slot, []), sorted(reachable))
+
+
+def _move_in(weight: torch.Tensor, pool: PagePool, rows: int, name: str) -> VirtualTensor:
+    """A virtual tensor of `rows` rows whose first rows hold `weight`."""
+    tensor = VirtualTensor(pool, rows=rows, row_shape=tuple(weight.shape[1:]), dtype=weight.dtype, name=name)
+    base = range(weight.shape[0])
+    tensor.map_rows(base)
+    tensor.tensor[: weight.shape[0]].copy_(weight.detach())
+    return tensor
+
+
+def _pages_bound(tensor: VirtualTensor, adapter: RowAllocator, rows: int) -> int:
+    page = tensor.pool.driver.granularity
+    span = math.ceil((adapter.first + adapter.count) * tensor.row_bytes / page)
+    span -= adapter.first * tensor.row_bytes // page
+    # a row that starts inside a page can touch one page more than its length asks for
+    aligned = tensor.row_bytes % page == 0
+    per_row = tensor.row_bytes // page if aligned else (tensor.row_bytes - 2) // page + 2
+    return min(rows * per_row, span)
+
+
+def _inconsistent(thing: str, expected: object, got: object) -> IntegrityError:
+    return IntegrityError("MAP_INCONSISTENT", thing, expected=str(expected), got=str(got))
+
+
+def summary(layers: Mapping[int, ExpertLayer]) -> dict[str, int]:
+    """Bytes over all layers: reserved address space, mapped pages, and what the live rows exactly need."""
+    tensors = [tensor for layer in layers.values() for tensor in layer.tensors.values()]
+    return {
+        "reserved_bytes": sum(tensor.tensor.nbytes for tensor in tensors),
+        "mapped_bytes": sum(tensor.mapped_bytes for tensor in tensors),
+        "exact_bytes": sum(len(tensor.mapped_rows) * tensor.row_bytes for tensor in tensors),
+    }

@@ -1,0 +1,46 @@
+"""What the core needs of an engine's MoE layer, and all it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+
+from npu_weave.adapters.adapter import ExpertTensors
+
+Reroute = Callable[[torch.Tensor], torch.Tensor]
+"""Maps ``topk_ids`` int32/int64 ``[tokens, top_k]`` to rows, same shape and dtype."""
+
+
+class MoELayerPort(Protocol):
+    """One MoE layer of an engine, seen by the expert weight manager.
+
+    Attributes:
+        index: layer index in the model.
+        name: module path, for messages.
+        num_experts: experts the router chooses from (M).
+        max_rows: most rows the engine's kernel addresses correctly, or None for no limit.
+    """
+
+    index: int
+    name: str
+    num_experts: int
+    max_rows: int | None
+
+    def weights(self) -> Mapping[str, torch.Tensor]:
+        """The expert parameters by name, in kernel layout, ``[num_experts, ...]`` each."""
+
+    def pack(self, experts: Sequence[ExpertTensors]) -> dict[str, torch.Tensor]:
+        """Experts from checkpoint layout to kernel layout with the engine's own weight processing.
+
+        Returns:
+            For each name of `weights`, a tensor ``[len(experts), ...]`` on the host. Includes this rank's tensor
+            parallel slice only. The layer itself is not touched.
+        """
+
+    def rebind(self, name: str, tensor: torch.Tensor) -> None:
+        """Make the parameter `name` use `tensor` ``[rows, ...]``; its old storage is let go."""
+
+    def insert_rerouting(self, reroute: Reroute) -> None:
+        """Apply `reroute` to every ``topk_ids`` after gating and before any dispatch. Called once."""

@@ -1,0 +1,152 @@
+"""The worker's side: adapters staged on the host and installed in device slots."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Collection, Iterable
+
+from npu_weave.errors import CapacityError, IntegrityError
+from npu_weave.experts.bank import ExpertBank
+from npu_weave.experts.packed import PackedAdapter
+
+
+class AdapterStore:
+    """Adapter revisions of one worker: host copies in kernel layout, and which of them sit in device slots.
+
+    A revision is staged once and may then be activated and evicted any number of times without touching the disk.
+    `stage` admits a revision only if any `slots` staged revisions fit on the device together, so that `activate`,
+    which runs inside a step, cannot fail for want of room. All decisions depend only on the sequence of calls, so
+    that the ranks of a tensor-parallel group, which see the same calls, decide alike. Not thread-safe.
+    """
+
+    def __init__(self, bank: ExpertBank) -> None:
+        self.bank = bank
+        self.staged: dict[int, PackedAdapter] = {}
+        self._slot_of: OrderedDict[int, int] = OrderedDict()
+        self._pinned: set[int] = set()
+
+    def slot_of(self, revision: int) -> int | None:
+        """The slot of `revision`, or None when it is not on the device."""
+        return self._slot_of.get(revision)
+
+    @property
+    def resident(self) -> dict[int, int]:
+        """Revisions on the device and their slots, least recently used first."""
+        return dict(self._slot_of)
+
+    def stage(self, revision: int, adapter: PackedAdapter) -> None:
+        """Admit `adapter` as `revision`, and install it at once when a slot is free.
+
+        Raises:
+            CapacityError: it does not fit beside the revisions staged already; nothing is changed then.
+            DriverError, IntegrityError: the installation failed; nothing is changed then.
+        """
+        if revision in self.staged:
+            raise IntegrityError("REVISION_STAGED", f"revision {revision}", expected="a new id", got="a staged one")
+        self.bank.check_fits([*self.staged.values(), adapter], f"adapter {adapter.name!r}")
+        slot = self._free_slot()
+        if slot is not None:
+            self.bank.install(slot, adapter)
+            self._slot_of[revision] = slot
+        self.staged[revision] = adapter
+
+    def drop(self, revision: int) -> bool:
+        """Forget `revision`: its slot, rows, pages and host copy. Returns whether it was there."""
+        if self.staged.pop(revision, None) is None:
+            return False
+        self._pinned.discard(revision)
+        self._evict(revision)
+        return True
+
+    def activate(self, revisions: Collection[int]) -> list[int]:
+        """Make sure that all `revisions` are in slots, evicting idle ones (least recently used first).
+
+        Returns:
+            The revisions that had to be installed.
+
+        Raises:
+            CapacityError: SLOTS_EXHAUSTED, more revisions than slots.
+            IntegrityError: REVISION_NOT_STAGED, a revision was never staged.
+        """
+        installed = []
+        for revision in sorted(revisions):
+            if revision in self._slot_of:
+                self._slot_of.move_to_end(revision)
+                continue
+            if revision not in self.staged:
+                raise IntegrityError(
+                    "REVISION_NOT_STAGED", f"revision {revision}", expected="a staged revision", got="none"
+                )
+            slot = self._free_slot()
+            if slot is None:
+                slot = self._make_room(revisions)
+            self.bank.install(slot, self.staged[revision])
+            self._slot_of[revision] = slot
+            installed.append(revision)
+        return installed
+
+    def pin(self, revision: int) -> bool:
+        """Keep `revision` on the device until it is dropped.
+
+        Raises:
+            CapacityError: SLOTS_PINNED, no slot would be left for the others.
+        """
+        if revision not in self.staged:
+            return False
+        if len(self._pinned | {revision}) >= self.bank.slots and len(self.staged) > self.bank.slots:
+            raise CapacityError(
+                "SLOTS_PINNED",
+                f"revision {revision}",
+                expected=f"fewer than {self.bank.slots} pinned adapters",
+                got=f"{len(self._pinned)} pinned",
+                remedy="raise --max-loras, or unload a pinned adapter",
+            )
+        self.activate([*self._pinned, revision])
+        self._pinned.add(revision)
+        return True
+
+    def fingerprint(self) -> str:
+        """Digest of what is staged and which slots and rows it has; equal on all ranks of a group."""
+        state = [sorted((revision, adapter.digest) for revision, adapter in self.staged.items()), self.resident]
+        rows = [(index, sorted(layer.owned.items())) for index, layer in self.bank.layers.items()]
+        return hashlib.sha256(repr((state, rows)).encode()).hexdigest()
+
+    def check_integrity(self) -> None:
+        """Check slots against staged revisions, and everything below.
+
+        Raises:
+            IntegrityError: an invariant does not hold.
+        """
+        if not set(self._slot_of) <= set(self.staged) or len(set(self._slot_of.values())) != len(self._slot_of):
+            raise IntegrityError(
+                "SLOT_STATE", "slots", expected="each a staged revision of its own", got=str(self.resident)
+            )
+        for revision, slot in self._slot_of.items():
+            for index, packed in self.staged[revision].layers.items():
+                if tuple(self.bank.layers[index].map.rows_of(slot)) != packed.experts:
+                    raise IntegrityError("MAP_INCONSISTENT", f"slot {slot}, layer {index}", expected=str(packed.experts))
+        self.bank.check_integrity()
+
+    def _free_slot(self) -> int | None:
+        taken = set(self._slot_of.values())
+        return next((slot for slot in range(1, self.bank.slots + 1) if slot not in taken), None)
+
+    def _make_room(self, needed: Iterable[int]) -> int:
+        wanted = set(needed)
+        for revision in self._slot_of:
+            if revision not in wanted and revision not in self._pinned:
+                return self._evict(revision)
+        raise CapacityError(
+            "SLOTS_EXHAUSTED",
+            "step",
+            expected=f"at most {self.bank.slots} adapters at once, pinned ones included",
+            got=f"{len(wanted | self._pinned)}",
+            remedy="raise --max-loras, or pin fewer adapters",
+        )
+
+    def _evict(self, revision: int) -> int:
+        slot = self._slot_of.pop(revision, 0)
+        if slot:
+            self.bank.remove(slot)
+        return slot
