@@ -82,6 +82,18 @@ class AdapterPathError(AdapterError):
     """The path of an adapter is not allowed."""
 
 
+class CheckpointError(WeaveError):
+    """A full checkpoint (base or tuned) cannot be read, or is not what the command needs."""
+
+    exit_code = 8
+
+
+class OutputError(WeaveError):
+    """What a command should write cannot be written."""
+
+    exit_code = 9
+
+
 class CapacityError(WeaveError):
     """Not enough rows, pages or slots for what was asked."""
 
@@ -114,6 +126,8 @@ _KINDS: dict[str, type[WeaveError]] = {
         AdapterError,
         AdapterNotFoundError,
         AdapterPathError,
+        CheckpointError,
+        OutputError,
         CapacityError,
         DriverError,
         UnsupportedError,

@@ -1,0 +1,15 @@
+"""What an ESFT adapter is on disk: layout, validation, digests, conversion. No device, no engine."""
+
+from npu_weave.adapters.adapter import Adapter, ExpertTensors, check_finite, open_adapter
+from npu_weave.adapters.geometry import MoEGeometry
+from npu_weave.adapters.paths import resolve_adapter_path, validate_adapter_name
+
+__all__ = [
+    "Adapter",
+    "ExpertTensors",
+    "MoEGeometry",
+    "check_finite",
+    "open_adapter",
+    "resolve_adapter_path",
+    "validate_adapter_name",
+]
