@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from npu_weave.adapters.json_file import read_json_object
 from npu_weave.errors import AdapterError
 
 EXPERT_CONFIG_NAME = "expert_cfg.json"
+MAX_CONFIG_BYTES = 1 << 20
 _LAYER = re.compile(r"0|[1-9][0-9]{0,5}")
 
 
@@ -59,7 +61,7 @@ def read_expert_config(directory: Path) -> ExpertConfig:
     """
     path = directory / EXPERT_CONFIG_NAME
     try:
-        data = read_json_object(path)
+        data = read_json_object(path, limit=MAX_CONFIG_BYTES)
     except AdapterError as reason:
         if reason.code != "FILE_MISSING":
             raise
@@ -98,7 +100,7 @@ def _check(config: ExpertConfig, path: Path) -> None:
             raise AdapterError(
                 "ADAPTER_EXPERT_RANGE", f"{path} layer {layer}", expected="ids from 0 on", got=str(negative[0])
             )
-        repeated = sorted({expert for expert in ids if ids.count(expert) > 1})
+        repeated = sorted(expert for expert, times in Counter(ids).items() if times > 1)
         if repeated:
             raise AdapterError(
                 "ADAPTER_EXPERT_REPEATED", f"{path} layer {layer}", expected="each id once", got=str(repeated[:5])

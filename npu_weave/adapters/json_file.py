@@ -16,15 +16,17 @@ class _DuplicateKeyError(ValueError):
     """One object of a JSON text names a key twice."""
 
 
-def read_json_object(path: Path, error: type[WeaveError] = AdapterError) -> dict[str, Any]:
-    """The JSON object in the file at `path`.
+def read_json_object(
+    path: Path, error: type[WeaveError] = AdapterError, *, limit: int = MAX_JSON_BYTES
+) -> dict[str, Any]:
+    """The JSON object in the file at `path`, which may have up to `limit` bytes.
 
     Raises:
         WeaveError: of class `error`; JSON_TOO_LARGE, JSON_INVALID or a FILE_* code.
     """
     source = open_source(path, error)
-    if source.size > MAX_JSON_BYTES:
-        raise error("JSON_TOO_LARGE", str(path), expected=f"at most {MAX_JSON_BYTES} bytes", got=f"{source.size} bytes")
+    if source.size > limit:
+        raise error("JSON_TOO_LARGE", str(path), expected=f"at most {limit} bytes", got=f"{source.size} bytes")
     try:
         return parse_json_object(bytes(source.read(0, source.size)))
     except ValueError as reason:

@@ -18,7 +18,7 @@ from npu_weave.adapters.json_file import parse_json_object
 from npu_weave.adapters.source_file import SourceFile, open_source
 from npu_weave.errors import AdapterError, WeaveError
 
-MAX_HEADER_BYTES = 32 << 20
+MAX_HEADER_BYTES = 16 << 20
 CHUNK_BYTES = 16 << 20
 
 DTYPES: Mapping[str, torch.dtype] = {

@@ -49,9 +49,8 @@ def parse_expert_name(name: str) -> tuple[TensorKey, Spelling] | None:
 
 def expert_name(key: TensorKey, spelling: Spelling) -> str:
     """The full name of an expert tensor in the given spelling."""
-    return (
-        f"model.layers.{key.layer}.{spelling}.experts.{key.expert}.{_PROJECTION_NAMES[spelling][key.projection]}.weight"
-    )
+    projection = _PROJECTION_NAMES[spelling][key.projection]
+    return f"model.layers.{key.layer}.{spelling}.experts.{key.expert}.{projection}.weight"
 
 
 def is_fused_experts(name: str) -> bool:
