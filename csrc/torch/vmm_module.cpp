@@ -1,0 +1,70 @@
+// npu_weave._C: the drivers, call by call. Statuses and errors become Python errors in npu_weave/memory/host.py.
+#include <memory>
+#include <tuple>
+
+#include "../vmm/host.h"
+#include "memory_tensor.h"
+
+namespace py = pybind11;
+using weave::vmm::Address;
+using weave::vmm::Driver;
+using weave::vmm::HostDriver;
+using weave::vmm::Page;
+using weave::vmm::Stats;
+using weave::vmm::Status;
+
+namespace {
+
+using Result = std::tuple<int, std::uint64_t>;  // status, and the value when the status is 0
+using NoLock = py::call_guard<py::gil_scoped_release>;
+
+template <typename Value, typename Call>
+Result value_of(Call call) {
+  Value value = 0;
+  const Status status = call(&value);
+  return {static_cast<int>(status), status == Status::kOk ? value : 0};
+}
+
+std::tuple<int, py::object> tensor(Driver& driver, Address address, std::size_t bytes, py::object owner) {
+  const Status status = driver.check_range(address, bytes);
+  if (status != Status::kOk) return {static_cast<int>(status), py::none()};
+  return {0, py::cast(weave::torch_binding::memory_tensor(address, bytes, std::move(owner)))};
+}
+
+}  // namespace
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  py::class_<Stats>(module, "Stats")
+      .def_readonly("pages", &Stats::pages)
+      .def_readonly("mapped_pages", &Stats::mapped_pages)
+      .def_readonly("huge_pages", &Stats::huge_pages)
+      .def_readonly("reservations", &Stats::reservations)
+      .def_readonly("reserved_bytes", &Stats::reserved_bytes);
+
+  py::class_<Driver, std::shared_ptr<Driver>>(module, "Driver")
+      .def("name", &Driver::name)
+      .def("granularity", &Driver::granularity)
+      .def(
+          "reserve",
+          [](Driver& self, std::size_t bytes) {
+            return value_of<Address>([&](Address* out) { return self.reserve(bytes, out); });
+          },
+          NoLock())
+      .def("release", [](Driver& self, Address base) { return static_cast<int>(self.release(base)); }, NoLock())
+      .def(
+          "create_page",
+          [](Driver& self) { return value_of<Page>([&](Page* out) { return self.create_page(out); }); }, NoLock())
+      .def("destroy_page", [](Driver& self, Page page) { return static_cast<int>(self.destroy_page(page)); }, NoLock())
+      .def(
+          "map", [](Driver& self, Address address, Page page) { return static_cast<int>(self.map(address, page)); },
+          NoLock())
+      .def("unmap", [](Driver& self, Address address) { return static_cast<int>(self.unmap(address)); }, NoLock())
+      .def("fence", [](Driver& self) { return static_cast<int>(self.fence()); }, NoLock())
+      .def("tensor", &tensor)
+      .def("stats", &Driver::stats, NoLock());
+
+  module.def("host_driver", [](std::size_t limit_bytes) -> std::shared_ptr<Driver> {
+    return HostDriver::open(limit_bytes);
+  });
+  module.def("last_error", &Driver::last_error);
+}

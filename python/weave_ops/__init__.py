@@ -1,0 +1,17 @@
+"""The operators of npu-weave, as `torch.ops.npu_weave`. Importing this package registers them.
+
+    >>> import torch, weave_ops
+    >>> ids = torch.tensor([[0, 2], [1, 2]], dtype=torch.int32)
+    >>> token_slots = torch.tensor([0, 1], dtype=torch.int32)
+    >>> expert_map = torch.tensor([[0, 1, 2], [0, 1, 3]], dtype=torch.int32)
+    >>> torch.ops.npu_weave.reroute(ids, token_slots, expert_map).tolist()
+    [[0, 2], [1, 3]]
+
+One schema an operator (`schema`), one meaning (`reference`), several backends, picked by the device of the tensors.
+"""
+
+from weave_ops import schema as schema  # defines the operators, so it comes before their kernels
+from weave_ops import _C as _C  # isort: skip  # registers the CPU kernels
+from weave_ops import meta as meta  # registers shapes and dtypes for tracing
+
+__all__ = ["schema"]
