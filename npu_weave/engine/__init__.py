@@ -1,0 +1,1 @@
+"""Engines: the only rooms that import vLLM or vllm-ascend."""

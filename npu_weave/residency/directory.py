@@ -20,6 +20,7 @@ class Revision:
         path: directory it was read from.
         digest: content digest.
         staged: whether the workers hold it on the host.
+        opening: not published yet.
         last_used: counter of the directory when it was last asked for.
     """
 
@@ -29,6 +30,7 @@ class Revision:
     path: str
     digest: str
     staged: bool = False
+    opening: bool = True
     last_used: int = field(default=0, compare=False)
 
 
@@ -65,6 +67,7 @@ class AdapterDirectory:
                 self._former_paths.setdefault(revision.public_id, set()).add(previous.path)
             self._former_paths.get(revision.public_id, set()).discard(revision.path)
             self._current[revision.public_id] = revision
+            revision.opening = False
 
     def retire(self, public_id: int) -> Revision | None:
         """Take the public id out of service. Returns the revision it stood for."""
@@ -86,12 +89,18 @@ class AdapterDirectory:
         """
         with self._lock:
             current = self._current.get(public_id)
-            if current is None or current.name != name:
-                return None
-            if path != current.path and path not in self._former_paths.get(public_id, ()):
-                return None
-            current.last_used = next(self._clock)
-            return current
+            if current is not None and current.name == name:
+                if path == current.path or path in self._former_paths.get(public_id, ()):
+                    current.last_used = next(self._clock)
+                    return current
+            asked = (public_id, name, path)
+            opening = (r for r in self._revisions.values() if r.opening and (r.public_id, r.name, r.path) == asked)
+            return next(opening, None)
+
+    def current(self, public_id: int) -> Revision | None:
+        """What the public id stands for now."""
+        with self._lock:
+            return self._current.get(public_id)
 
     def get(self, revision_id: int) -> Revision | None:
         """The revision of that id, retired ones included."""
@@ -126,20 +135,25 @@ class AdapterDirectory:
             serving = {revision.id for revision in self._current.values()}
             return [r for r in self._revisions.values() if r.id not in used and r.id not in serving]
 
-    def surplus(self, in_flight: Collection[int], keep: Revision | None = None) -> list[Revision]:
+    def surplus(self, in_flight: Collection[int], room_for: Revision | None = None) -> list[Revision]:
         """Staged revisions beyond the host limit that no request uses, least recently used first.
 
         Revisions in use are never among them, so the host may hold more than its limit while they are.
+
+        Args:
+            in_flight: revisions that requests of the scheduler use.
+            room_for: a revision about to be staged, counted in and never among the surplus.
         """
         with self._lock:
             staged = [revision for revision in self._revisions.values() if revision.staged]
-            excess = len(staged) - self.host_limit
-            used = set(in_flight) | set(self._pending.values()) | ({keep.id} if keep else set())
+            excess = len(staged) + (room_for is not None) - self.host_limit
+            used = set(in_flight) | set(self._pending.values()) | ({room_for.id} if room_for else set())
             idle = sorted((r for r in staged if r.id not in used), key=lambda r: r.last_used)
             return idle[: max(excess, 0)]
 
     @property
-    def has_retired(self) -> bool:
-        """Whether any revision waits for its requests to finish."""
+    def has_idle_work(self) -> bool:
+        """Whether a retired revision waits for its requests, or the host holds more than its limit."""
         with self._lock:
-            return len(self._revisions) > len(self._current)
+            staged = sum(revision.staged for revision in self._revisions.values())
+            return len(self._revisions) > len(self._current) or staged > self.host_limit

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections import OrderedDict
 from collections.abc import Collection, Iterable
+
+import numpy as np
+import numpy.typing as npt
 
 from npu_weave.errors import CapacityError, IntegrityError
 from npu_weave.experts.bank import ExpertBank
@@ -23,8 +25,10 @@ class AdapterStore:
     def __init__(self, bank: ExpertBank) -> None:
         self.bank = bank
         self.staged: dict[int, PackedAdapter] = {}
-        self._slot_of: OrderedDict[int, int] = OrderedDict()
+        self._slot_of: dict[int, int] = {}
         self._pinned: set[int] = set()
+        self._step = 0
+        self._last_used: npt.NDArray[np.int64] = np.zeros(bank.slots + 1, dtype=np.int64)
 
     def slot_of(self, revision: int) -> int | None:
         """The slot of `revision`, or None when it is not on the device."""
@@ -32,7 +36,7 @@ class AdapterStore:
 
     @property
     def resident(self) -> dict[int, int]:
-        """Revisions on the device and their slots, least recently used first."""
+        """Revisions on the device and their slots."""
         return dict(self._slot_of)
 
     def stage(self, revision: int, adapter: PackedAdapter) -> None:
@@ -72,7 +76,6 @@ class AdapterStore:
         installed = []
         for revision in sorted(revisions):
             if revision in self._slot_of:
-                self._slot_of.move_to_end(revision)
                 continue
             if revision not in self.staged:
                 raise IntegrityError(
@@ -85,6 +88,11 @@ class AdapterStore:
             self._slot_of[revision] = slot
             installed.append(revision)
         return installed
+
+    def touch(self, slots: npt.NDArray[np.int32]) -> None:
+        """Note that a step uses `slots`; what eviction goes by. Costs one indexed store."""
+        self._step += 1
+        self._last_used[slots] = self._step
 
     def pin(self, revision: int) -> bool:
         """Keep `revision` on the device until it is dropped.
@@ -134,9 +142,9 @@ class AdapterStore:
 
     def _make_room(self, needed: Iterable[int]) -> int:
         wanted = set(needed)
-        for revision in self._slot_of:
-            if revision not in wanted and revision not in self._pinned:
-                return self._evict(revision)
+        idle = [revision for revision in self._slot_of if revision not in wanted and revision not in self._pinned]
+        if idle:
+            return self._evict(min(idle, key=lambda revision: self._last_used[self._slot_of[revision]]))
         raise CapacityError(
             "SLOTS_EXHAUSTED",
             "step",

@@ -1,0 +1,206 @@
+"""What each patch puts in place; `patches` says why. Every replacement falls back to vLLM's own code without our key."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+from npu_weave.config import config_from
+from npu_weave.errors import UnsupportedError
+
+_Method = Callable[..., Any]
+
+
+def check_engine_config(module: ModuleType) -> None:
+    """Validate settings as soon as the final configuration exists."""
+
+    def wrap(original: _Method) -> _Method:
+        @functools.wraps(original)
+        def create_engine_config(self: Any, *args: Any, **kwargs: Any) -> Any:
+            vllm_config = original(self, *args, **kwargs)
+            config = config_from(vllm_config.additional_config)
+            if config is not None:
+                from npu_weave.engine.vllm import patches, settings
+
+                patches.require()
+                settings.check_settings(vllm_config, config)
+            return vllm_config
+
+        return create_engine_config
+
+    _replace(module.EngineArgs, "create_engine_config", wrap)
+
+
+def replace_manager(module: ModuleType) -> None:
+    """Our manager where vLLM's would be made, and its fast path once a step."""
+    original_manager = module.LRUCacheWorkerLoRAManager
+
+    def make_manager(vllm_config: Any, device: Any, *args: Any, **kwargs: Any) -> Any:
+        config = config_from(vllm_config.additional_config)
+        if config is None:
+            return original_manager(vllm_config, device, *args, **kwargs)
+        from npu_weave.engine.vllm.manager import WeaveAdapterManager
+
+        return WeaveAdapterManager(vllm_config, device, config)
+
+    def wrap_step(original: _Method) -> _Method:
+        @functools.wraps(original)
+        def set_active_loras(self: Any, input_batch: Any, num_scheduled_tokens: Any, *args: Any, **kwargs: Any) -> None:
+            set_step = getattr(getattr(self, "lora_manager", None), "set_step", None)
+            if set_step is None:
+                original(self, input_batch, num_scheduled_tokens, *args, **kwargs)
+            else:
+                set_step(input_batch.request_lora_mapping[: input_batch.num_reqs], num_scheduled_tokens)
+
+        return set_active_loras
+
+    def wrap_reset(original: _Method) -> _Method:
+        @functools.wraps(original)
+        def reset_lora_state(self: Any) -> None:
+            if hasattr(getattr(self, "lora_manager", None), "set_step"):
+                raise _unsupported("reloading base weights", "restart the server with the new base model")
+            original(self)
+
+        return reset_lora_state
+
+    _replace(module.LoRAModelRunnerMixin, "set_active_loras", wrap_step)
+    _replace(module.LoRAModelRunnerMixin, "reset_lora_state", wrap_reset)
+    module.LRUCacheWorkerLoRAManager = make_manager  # type: ignore[attr-defined]
+
+
+def hide_lora_from_moe(module: ModuleType) -> None:
+    """On a CPU the MoE layer must not know of LoRA: it has none."""
+
+    def wrap(original: _Method) -> _Method:
+        @functools.wraps(original)
+        def post_init(self: Any) -> None:
+            from vllm.config import get_current_vllm_config_or_none
+            from vllm.platforms import current_platform
+
+            vllm_config = get_current_vllm_config_or_none()
+            if vllm_config is not None and config_from(vllm_config.additional_config) and current_platform.is_cpu():
+                self.is_lora_enabled = False
+            original(self)
+
+        return post_init
+
+    _replace(module.FusedMoEConfig, "__post_init__", wrap)
+
+
+def control_adapters(module: ModuleType) -> None:
+    """The engine core loads and unloads through `AdapterControl`."""
+    core = module.EngineCore
+    for name, action in _CORE_ACTIONS.items():
+        _replace(core, name, functools.partial(_controlled, action))
+    for name in ("save_sharded_state", "compute_weight_checksums"):
+        _replace(core, name, _refused_under_control)
+
+
+def serve_errors(module: ModuleType) -> None:
+    """The HTTP side: errors with a fitting status, and unload that unloads."""
+    from npu_weave.engine.vllm import server
+
+    models = module.OpenAIServingModels
+    _replace(models, "load_lora_adapter", server.wrap_load)
+    _replace(models, "unload_lora_adapter", server.wrap_unload)
+
+
+def _controlled(action: Callable[..., Any], original: _Method) -> _Method:
+    """`action(control, core, original, *args)` when the engine serves adapters, else `original`."""
+
+    @functools.wraps(original)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        control = control_of(self)
+        if control is None:
+            return original(self, *args, **kwargs)
+        return action(control, self, functools.partial(original, self), *args, **kwargs)
+
+    return method
+
+
+def control_of(core: Any) -> Any:
+    """The `AdapterControl` of an engine core, made on first use; None without our key."""
+    try:
+        return core.__dict__["_npu_weave_control"]
+    except KeyError:
+        config = config_from(core.vllm_config.additional_config)
+        control = None
+        if config is not None:
+            from npu_weave.engine.vllm.control import AdapterControl
+
+            control = AdapterControl(core, config)
+        core.__dict__["_npu_weave_control"] = control
+        return control
+
+
+def _preprocess(control: Any, core: Any, original: _Method, request: Any) -> Any:
+    control.admit(request)
+    try:
+        return original(request)
+    except BaseException:
+        control.release(request.request_id)
+        raise
+
+
+def _add_request(control: Any, core: Any, original: _Method, request: Any, *args: Any, **kwargs: Any) -> Any:
+    try:
+        if not control.schedule(request):
+            return _fail_request(core, request)
+        return original(request, *args, **kwargs)
+    finally:
+        control.release(request.request_id)
+
+
+def _fail_request(core: Any, request: Any) -> None:
+    """End one request with an error; the engine goes on."""
+    if hasattr(core, "_send_error_outputs_to_client"):
+        core._send_error_outputs_to_client([request.request_id], request.client_index)
+        return
+    raise UnsupportedError(
+        "REQUEST_REFUSED", request.request_id, expected="an adapter that can be loaded", remedy="see the engine's log"
+    )
+
+
+def _then_collect(control: Any, core: Any, original: _Method, *args: Any, **kwargs: Any) -> Any:
+    result = original(*args, **kwargs)
+    control.collect()
+    return result
+
+
+def _refused_under_control(original: _Method) -> _Method:
+    @functools.wraps(original)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if control_of(self) is not None:
+            raise _unsupported(original.__name__, "run it on the base model without npu-weave")
+        return original(self, *args, **kwargs)
+
+    return method
+
+
+_CORE_ACTIONS: dict[str, Callable[..., Any]] = {
+    "add_lora": lambda control, core, original, request: control.add(request),
+    "remove_lora": lambda control, core, original, lora_id: control.remove(lora_id),
+    "list_loras": lambda control, core, original: control.list(),
+    "pin_lora": lambda control, core, original, lora_id: control.pin(lora_id),
+    "preprocess_add_request": _preprocess,
+    "add_request": _add_request,
+    "abort_requests": _then_collect,
+    "post_step": _then_collect,
+}
+
+
+def _unsupported(thing: str, remedy: str) -> UnsupportedError:
+    return UnsupportedError(
+        "OPERATION_UNSUPPORTED",
+        thing,
+        expected="an operation that leaves weights with holes alone",
+        got="one that reads or writes whole parameters",
+        remedy=remedy,
+    )
+
+
+def _replace(owner: Any, name: str, wrap: Callable[[_Method], _Method]) -> None:
+    """Put ``wrap(original)`` in the place of `owner.name`; AttributeError when it is not defined there."""
+    setattr(owner, name, wrap(vars(owner)[name] if name in vars(owner) else getattr(owner, name)))

@@ -1,0 +1,221 @@
+"""The worker's adapter manager, in the place of vLLM's LRUCacheWorkerLoRAManager."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from vllm.config import VllmConfig
+from vllm.logger import init_logger
+
+from npu_weave.adapters.adapter import open_adapter
+from npu_weave.adapters.geometry import MoEGeometry
+from npu_weave.config import WeaveConfig
+from npu_weave.engine.vllm.build import build_bank
+from npu_weave.engine.vllm.moe_layer import VllmMoELayer, find_moe_layers
+from npu_weave.errors import AdapterError, IntegrityError
+from npu_weave.experts.layer import ExpertLayer
+from npu_weave.experts.packed import PackedAdapter, PackedLayer
+from npu_weave.experts.token_slots import TokenSlots
+from npu_weave.residency.store import AdapterStore
+
+logger = init_logger("vllm.npu_weave.worker")
+
+
+class WeaveAdapterManager:
+    """Serves ESFT adapters where vLLM expects its LoRA manager; no LoRA layer is ever made.
+
+    The engine core stages and drops revisions through `stage` and `drop` (see `control`); the model runner calls
+    `set_step` (or `set_active_adapters`) once a step. Ids are revision ids, given by the engine core.
+    """
+
+    is_enabled = True
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, config: WeaveConfig) -> None:
+        self._vllm_config = vllm_config
+        self._config = config
+        lora_config = vllm_config.lora_config
+        assert lora_config is not None, "checked by check_settings"
+        self._slots: int = lora_config.max_loras
+        model_config = vllm_config.model_config
+        self.geometry = MoEGeometry.from_config(model_config.hf_config.to_dict())
+        self.token_slots = TokenSlots(vllm_config.scheduler_config.max_num_batched_tokens, device)
+        self._ports: dict[int, VllmMoELayer] = {}
+        self._lookup: npt.NDArray[np.int32] = np.zeros(1, dtype=np.int32)
+        self._dummy_run = False
+        self.store: AdapterStore
+
+    def create_lora_manager(self, model: nn.Module, vllm_config: VllmConfig) -> nn.Module:
+        """Move the experts of `model` into virtual weight tensors and insert the rerouting. Mutates `model`."""
+        ports = find_moe_layers(model, vllm_config)
+        self._ports = {port.index: port for port in ports}
+        bank = build_bank(ports, self._config, slots=self._slots)
+        self.store = AdapterStore(bank)
+        for port in ports:
+            port.insert_rerouting(partial(self._reroute, bank.layers[port.index]))
+        return model
+
+    # --- called by the engine core, through collective_rpc ---
+
+    def stage(self, revision: int, name: str, path: str, digest: str) -> str:
+        """Read, pack and admit one revision; installed at once when a slot is free.
+
+        Returns:
+            The store's fingerprint, equal on all ranks.
+
+        Raises:
+            WeaveError: nothing is changed then.
+        """
+        if revision not in self.store.staged:
+            self.store.stage(revision, self._read(name, path, digest))
+            self._refresh_lookup(revision)
+        return self.store.fingerprint()
+
+    def drop(self, revision: int) -> str:
+        """Forget one revision and give its memory back. Returns the store's fingerprint."""
+        self.store.drop(revision)
+        self._refresh_lookup()
+        return self.store.fingerprint()
+
+    def pin(self, revision: int) -> str:
+        """Keep one revision on the device. Returns the store's fingerprint."""
+        self.store.pin(revision)
+        self._refresh_lookup()
+        return self.store.fingerprint()
+
+    def memory(self) -> dict[str, int]:
+        """Bytes and counts of this worker, after a check of all invariants."""
+        self.store.check_integrity()
+        return {
+            **self.store.bank.memory(),
+            "adapters_staged": len(self.store.staged),
+            "adapters_resident": len(self.store.resident),
+        }
+
+    # --- called by the model runner ---
+
+    def set_step(self, revisions: npt.NDArray[np.int64], tokens: npt.NDArray[np.int32]) -> None:
+        """Prepare the step: every adapter in a slot, every token with its slot. No loop over tokens.
+
+        Args:
+            revisions: ``[requests]`` revision of each request, 0 for the base model.
+            tokens: ``[requests]`` scheduled tokens of each request.
+        """
+        self.token_slots.fill(self._slots_of(revisions), tokens)
+
+    def set_active_adapters(self, adapter_requests: Collection[Any], mapping: Any) -> None:
+        """As `set_step`, from vLLM's per-token mapping; dummy runs use the base model only."""
+        if self._dummy_run or mapping is None:
+            self.token_slots.clear()
+            return
+        self.token_slots.fill_tokens(self._slots_of(np.asarray(mapping.index_mapping, dtype=np.int64)))
+
+    @contextlib.contextmanager
+    def dummy_lora_cache(self) -> Iterator[None]:
+        """Inside, adapters are vLLM's warm-up dummies: their ids mean nothing."""
+        self._dummy_run = True
+        try:
+            yield
+        finally:
+            self._dummy_run = False
+            self.token_slots.clear()
+
+    def add_dummy_lora(self, lora_request: Any, rank: int) -> bool:
+        """A warm-up dummy needs no weights."""
+        return True
+
+    def get_dummy_lora_warmup_rank(self, default_rank: int) -> int:
+        """No ranks here; vLLM's default serves."""
+        return default_rank
+
+    def supports_tower_connector_lora(self) -> bool:
+        """Only routed experts are ever tuned."""
+        return False
+
+    def remove_all_adapters(self) -> None:
+        """Called after warm-up, and by an idle rank between requests: real adapters must survive it."""
+        self.token_slots.clear()
+
+    def list_adapters(self) -> set[int]:
+        """Revisions staged on this worker."""
+        return set(self.store.staged)
+
+    def add_adapter(self, lora_request: Any) -> bool:
+        """Only the engine core stages adapters; True when it has."""
+        return lora_request.lora_int_id in self.store.staged
+
+    def remove_adapter(self, adapter_id: int) -> bool:
+        """Only the engine core drops adapters."""
+        return False
+
+    def pin_adapter(self, adapter_id: int) -> bool:
+        """Only the engine core pins adapters."""
+        return False
+
+    # --- inside ---
+
+    def _reroute(self, layer: ExpertLayer, ids: torch.Tensor) -> torch.Tensor:
+        if ids.shape[0] < self.token_slots.used:
+            raise IntegrityError(
+                "TOKENS_MISALIGNED",
+                layer.name,
+                expected=f"at least {self.token_slots.used} tokens, those of the step",
+                got=f"{ids.shape[0]}",
+                remedy="report this with the engine's settings: something split the step's tokens",
+            )
+        return layer.rerouting(self.token_slots, ids)
+
+    def _slots_of(self, revisions: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
+        if len(revisions) and revisions.max() >= len(self._lookup):
+            raise _unknown(int(revisions.max()))
+        slots = self._lookup[revisions]
+        if (slots < 0).any():
+            self.store.activate({int(revision) for revision in np.unique(revisions) if revision})
+            self._refresh_lookup()
+            slots = self._lookup[revisions]
+        self.store.touch(slots)
+        return slots
+
+    def _refresh_lookup(self, revision: int = 0) -> None:
+        """Rebuild revision id -> slot; -1 for revisions that are not on the device. Id 0 is the base model."""
+        size = max(len(self._lookup), revision + 1)
+        self._lookup = np.full(size, -1, dtype=np.int32)
+        self._lookup[0] = 0
+        for resident, slot in self.store.resident.items():
+            self._lookup[resident] = slot
+
+    def _read(self, name: str, path: str, digest: str) -> PackedAdapter:
+        adapter = open_adapter(path, self.geometry, allowed_roots=self._config.allowed_roots)
+        layers: dict[int, PackedLayer] = {}
+        for index, experts in adapter.experts.items():
+            if experts:
+                weights = self._ports[index].pack([adapter.expert(index, expert) for expert in experts])
+                layers[index] = PackedLayer(tuple(experts), weights)
+        if adapter.digest != digest:
+            raise AdapterError(
+                "ADAPTER_CHANGED",
+                path,
+                expected=f"content {digest[:16]}",
+                got=adapter.digest[:16],
+                remedy="do not write into an adapter's directory while it is loaded; load it again",
+            )
+        logger.info("adapter %r packed: %d experts, %.1f MiB", name, _count(layers), _mib(layers))
+        return PackedAdapter(name, digest, layers)
+
+
+def _count(layers: dict[int, PackedLayer]) -> int:
+    return sum(len(layer.experts) for layer in layers.values())
+
+
+def _mib(layers: dict[int, PackedLayer]) -> float:
+    return sum(layer.nbytes for layer in layers.values()) / 2**20
+
+
+def _unknown(revision: int) -> IntegrityError:
+    return IntegrityError("REVISION_NOT_STAGED", f"revision {revision}", expected="a staged revision", got="none")

@@ -1,0 +1,152 @@
+"""The port to one MoE layer of vLLM (`MoERunner`): weights, packing, rebinding, rerouting."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
+from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+
+from npu_weave.adapters.adapter import ExpertTensors
+from npu_weave.errors import UnsupportedError
+from npu_weave.experts.port import Reroute
+
+_INT32_LIMIT = 2**31
+_WEIGHTS = ("w13_weight", "w2_weight")
+
+
+class VllmMoELayer:
+    """`MoELayerPort` over a `MoERunner` whose weights have been processed for its kernel.
+
+    Packing runs vLLM's own weight loader (tensor parallel slice) and its own
+    ``process_weights_after_loading`` (padding, kernel layout) on a staging copy, so the layout is right for any
+    unquantised backend by construction.
+    """
+
+    def __init__(self, name: str, index: int, runner: MoERunner, vllm_config: VllmConfig) -> None:
+        self.name = name
+        self.index = index
+        self._runner = runner
+        self._vllm_config = vllm_config
+        self._experts: Any = runner.routed_experts
+        self.num_experts: int = self._experts.global_num_experts
+        self._refuse_unknown_forms()
+        # what staging copies start from: the layer as it was before its weights moved
+        self._pristine = copy.copy(self._experts)
+
+    @property
+    def max_rows(self) -> int | None:
+        """The CPU kernel computes ``row * elements of a row`` in int32: beyond that, results are silently wrong."""
+        shape = self._experts.w13_weight.shape
+        return (_INT32_LIMIT - 1) // (shape[1] * shape[2]) + 1
+
+    def weights(self) -> Mapping[str, torch.Tensor]:
+        """`MoELayerPort.weights`: ``w13_weight [M, 2 I, H]`` and ``w2_weight [M, H, I]`` in kernel layout."""
+        return {name: getattr(self._experts, name) for name in _WEIGHTS}
+
+    def pack(self, experts: Sequence[ExpertTensors]) -> dict[str, torch.Tensor]:
+        """`MoELayerPort.pack`."""
+        with set_current_vllm_config(self._vllm_config):
+            staging = self._staging_copy(len(experts))
+            for position, expert in enumerate(experts):
+                for shard, tensor in (("w1", expert.gate), ("w3", expert.up), ("w2", expert.down)):
+                    parameter = staging.w2_weight if shard == "w2" else staging.w13_weight
+                    staging.weight_loader(parameter, tensor, "weight", shard_id=shard, expert_id=position)
+            staging.quant_method.process_weights_after_loading(staging)
+        return {name: getattr(staging, name).data for name in _WEIGHTS}
+
+    def rebind(self, name: str, tensor: torch.Tensor) -> None:
+        """`MoELayerPort.rebind`: the Parameter object stays, its storage changes."""
+        getattr(self._experts, name).data = tensor
+
+    def insert_rerouting(self, reroute: Reroute) -> None:
+        """`MoELayerPort.insert_rerouting`: after gating and the conversion of ids, on this router instance only."""
+        router: Any = self._runner.router
+        gate = router._select_experts
+
+        def select_experts(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            weights, ids = gate(*args, **kwargs)
+            return weights, reroute(ids)
+
+        router._select_experts = select_experts
+
+    def _staging_copy(self, count: int) -> Any:
+        """A `RoutedExperts` of `count` experts with fresh, unprocessed parameters. Shares no weight with the layer."""
+        staging: Any = copy.copy(self._pristine)
+        staging.__dict__ = dict(self._pristine.__dict__)
+        staging._parameters, staging._buffers, staging._modules = {}, {}, {}
+        staging.expert_map_manager = _LocalExperts()
+        staging.local_num_experts = staging.global_num_experts = count
+        staging._loaded_expert_biases = set()
+        staging.quant_method = type(self._experts.quant_method)(self._experts.moe_config)
+        staging.quant_method.create_weights(
+            layer=staging,
+            num_experts=count,
+            hidden_size=self._experts.hidden_size,
+            intermediate_size_per_partition=self._experts.intermediate_size_per_partition,
+            params_dtype=self._experts.params_dtype,
+            weight_loader=staging.weight_loader,
+            global_num_experts=count,
+        )
+        return staging
+
+    def _refuse_unknown_forms(self) -> None:
+        method = self._experts.quant_method
+        kernel = getattr(getattr(method, "moe_kernel", None), "fused_experts", None)
+        problem = None
+        if type(method) is not UnquantizedFusedMoEMethod:
+            problem = f"expert weights of kind {type(method).__name__}"
+        elif method.is_monolithic:
+            problem = "a kernel that routes on its own"
+        elif getattr(kernel, "_use_zentorch", False):
+            problem = "the zentorch kernel"
+        elif self._experts.moe_config.has_bias:
+            problem = "experts with biases"
+        elif self._experts.w13_weight.shape[0] != self.num_experts:
+            problem = f"{self._experts.w13_weight.shape[0]} expert rows for {self.num_experts} routed experts"
+        if problem:
+            raise UnsupportedError(
+                "LAYER_UNSUPPORTED",
+                self.name,
+                expected="plain routed experts with a modular kernel",
+                got=problem,
+                remedy="serve an unquantised model of a supported type without expert parallelism",
+            )
+
+
+class _LocalExperts:
+    """Expert map manager of a staging copy: position i of the copy is expert i."""
+
+    expert_map = None
+    expert_mask = None
+    routing_tables = None
+
+    def map_global_to_local(self, expert: int) -> int:
+        return expert
+
+
+def find_moe_layers(model: nn.Module, vllm_config: VllmConfig) -> list[VllmMoELayer]:
+    """The MoE layers of `model`, in layer order.
+
+    Raises:
+        UnsupportedError: LAYER_UNSUPPORTED, a layer's form is not known; NO_MOE_LAYERS, there is none.
+    """
+    layers = []
+    for name, module in model.named_modules():
+        if isinstance(module, MoERunner):
+            index = next(int(part) for part in name.split(".") if part.isdigit())
+            layers.append(VllmMoELayer(name, index, module, vllm_config))
+    if not layers:
+        raise UnsupportedError(
+            "NO_MOE_LAYERS",
+            type(model).__name__,
+            expected="a model with routed experts",
+            got="none",
+            remedy="npu-weave serves mixture-of-experts models only",
+        )
+    return sorted(layers, key=lambda layer: layer.index)

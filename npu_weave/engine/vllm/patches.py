@@ -1,0 +1,132 @@
+"""Every touch of vLLM's code: what, why, for which versions, and when it can go.
+
+A patch is applied when its module is imported, in whichever process that happens. It changes nothing while the
+configuration has no ``npu_weave`` key. A patch whose target is missing is refused, and so is every configuration with
+the key then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import ModuleType
+
+from packaging.specifiers import SpecifierSet
+from packaging.version import Version
+
+from npu_weave.engine.vllm import hooks
+from npu_weave.engine.vllm.lazy import when_imported
+from npu_weave.errors import UnsupportedError
+
+VERSIONS = ">=0.32,<0.33"
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One patch of vLLM.
+
+    Attributes:
+        module: imported name of the patched module.
+        target: what is replaced in it.
+        reason: why it has to be.
+        removal: what would make it unnecessary.
+        apply: makes the replacement, given the module; AttributeError when the target is not there.
+    """
+
+    module: str
+    target: str
+    reason: str
+    removal: str
+    apply: Callable[[ModuleType], None]
+
+
+PATCHES: tuple[Patch, ...] = (
+    Patch(
+        "vllm.engine.arg_utils",
+        "EngineArgs.create_engine_config",
+        "refuse at start-up what cannot be served exactly",
+        "vLLM lets a plugin validate the final configuration",
+        hooks.check_engine_config,
+    ),
+    Patch(
+        "vllm.v1.worker.lora_model_runner_mixin",
+        "LRUCacheWorkerLoRAManager, LoRAModelRunnerMixin.set_active_loras, .reset_lora_state",
+        "put our adapter manager in the place of the LoRA manager, and set slots per request instead of per token",
+        "vLLM lets a plugin name the worker's adapter manager",
+        hooks.replace_manager,
+    ),
+    Patch(
+        "vllm.model_executor.layers.fused_moe.config",
+        "FusedMoEConfig.__post_init__",
+        "--enable-lora makes the MoE layer choose a Triton LoRA kernel even on a CPU, which dies",
+        "the choice of kernel looks at the platform before LoRA",
+        hooks.hide_lora_from_moe,
+    ),
+    Patch(
+        "vllm.v1.engine.core",
+        "EngineCore: add_lora, remove_lora, list_loras, pin_lora, preprocess_add_request, add_request, abort_requests, "
+        "post_step, save_sharded_state, compute_weight_checksums",
+        "load before a request is scheduled and not inside a step; key the prefix cache by content; "
+        "keep operations that read whole parameters off the holes",
+        "vLLM offers revisions of adapters and a load that may fail without ending the engine",
+        hooks.control_adapters,
+    ),
+    Patch(
+        "vllm.entrypoints.openai.models.serving",
+        "OpenAIServingModels: load_lora_adapter, unload_lora_adapter",
+        "unloading forgets the name but keeps the weights; a bad adapter is the client's error, not a 500",
+        "unload_lora_adapter calls remove_lora, and errors carry a status",
+        hooks.serve_errors,
+    ),
+)
+
+_applied: dict[str, str] = {}
+
+
+def install() -> None:
+    """Apply every patch now or on import of its module. Does nothing the second time."""
+    for patch in PATCHES:
+        if patch.module not in _applied:
+            _applied[patch.module] = "waiting for import"
+            when_imported(patch.module, _applier(patch))
+
+
+def status() -> dict[str, str]:
+    """Module -> "applied", "waiting for import" or "refused: why"."""
+    return dict(_applied)
+
+
+def require() -> None:
+    """Make sure that this vLLM is one the patches were written for, and that none was refused.
+
+    Raises:
+        UnsupportedError: VLLM_VERSION or PATCH_REFUSED.
+    """
+    import vllm
+
+    version = Version(vllm.__version__)
+    if version not in SpecifierSet(VERSIONS, prereleases=True):
+        raise UnsupportedError(
+            "VLLM_VERSION", "vllm", expected=VERSIONS, got=str(version), remedy="install a supported version of vLLM"
+        )
+    for module, state in _applied.items():
+        if state.startswith("refused"):
+            raise UnsupportedError(
+                "PATCH_REFUSED",
+                module,
+                expected="the target of the patch",
+                got=state,
+                remedy=f"install vLLM {VERSIONS}, unmodified",
+            )
+
+
+def _applier(patch: Patch) -> Callable[[ModuleType], None]:
+    def apply(module: ModuleType) -> None:
+        try:
+            patch.apply(module)
+        except AttributeError as error:
+            _applied[patch.module] = f"refused: {error}"
+        else:
+            _applied[patch.module] = "applied"
+
+    return apply

@@ -1,0 +1,73 @@
+"""The HTTP side: a client's mistake gets a client's status, and unloading an adapter unloads it."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from http import HTTPStatus
+from typing import Any
+
+from npu_weave.config import config_from
+
+_CODE = re.compile(r"\[([A-Z][A-Z0-9_]+)\] ")
+
+_STATUS_BY_CODE = {
+    "ADAPTER_NOT_FOUND": HTTPStatus.NOT_FOUND,
+    "ROWS_EXHAUSTED": HTTPStatus.CONFLICT,
+    "MEMORY_EXHAUSTED": HTTPStatus.CONFLICT,
+    "SLOTS_PINNED": HTTPStatus.CONFLICT,
+}
+_STATUS_BY_PREFIX = {"ADAPTER_PATH": HTTPStatus.FORBIDDEN, "ADAPTER_": HTTPStatus.BAD_REQUEST}
+
+
+def status_of(message: str) -> HTTPStatus | None:
+    """The HTTP status for an error message that carries one of our codes; None for any other message."""
+    match = _CODE.search(message)
+    if match is None:
+        return None
+    code = match[1]
+    if code in _STATUS_BY_CODE:
+        return _STATUS_BY_CODE[code]
+    return next(
+        (status for prefix, status in _STATUS_BY_PREFIX.items() if code.startswith(prefix)),
+        HTTPStatus.INTERNAL_SERVER_ERROR,
+    )
+
+
+def wrap_load(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``load_lora_adapter`` with the status that fits the error, and without vLLM's words around it."""
+
+    @functools.wraps(original)
+    async def load_lora_adapter(self: Any, *args: Any, **kwargs: Any) -> Any:
+        response = await original(self, *args, **kwargs)
+        error = getattr(response, "error", None)
+        status = status_of(error.message) if error is not None and _serves_adapters(self) else None
+        if error is None or status is None:
+            return response
+        from vllm.entrypoints.serve import create_error_response
+
+        kind = "NotFoundError" if status is HTTPStatus.NOT_FOUND else status.phrase.replace(" ", "") + "Error"
+        start = _CODE.search(error.message)
+        message = error.message[start.start() :] if start else error.message
+        return create_error_response(message=message, err_type=kind, status_code=status)
+
+    return load_lora_adapter
+
+
+def wrap_unload(original: Callable[..., Any]) -> Callable[..., Any]:
+    """``unload_lora_adapter`` that also tells the engine, which frees the memory when the last request is done."""
+
+    @functools.wraps(original)
+    async def unload_lora_adapter(self: Any, request: Any) -> Any:
+        loaded = self.lora_requests.get(request.lora_name)
+        response = await original(self, request)
+        if getattr(response, "error", None) is None and loaded is not None and _serves_adapters(self):
+            await self.engine_client.remove_lora(loaded.lora_int_id)
+        return response
+
+    return unload_lora_adapter
+
+
+def _serves_adapters(models: Any) -> bool:
+    return config_from(models.engine_client.vllm_config.additional_config) is not None

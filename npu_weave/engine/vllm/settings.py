@@ -1,0 +1,203 @@
+"""Which vLLM settings cannot be served exactly, and are refused at start-up."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from npu_weave.adapters.geometry import SUPPORTED_MODEL_TYPES
+from npu_weave.config import WeaveConfig
+from npu_weave.errors import UnsupportedError
+
+_SUPPORTED_DEVICES = ("cpu",)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """One setting that is refused.
+
+    Attributes:
+        setting: how the user writes it.
+        applies: whether a given VllmConfig has it.
+        reason: what would go wrong.
+        remedy: what to do instead.
+    """
+
+    setting: str
+    applies: Callable[[Any], bool]
+    reason: str
+    remedy: str
+
+
+def _parallel(name: str, limit: int = 1) -> Callable[[Any], bool]:
+    return lambda config: getattr(config.parallel_config, name, limit) > limit
+
+
+REFUSALS: tuple[Refusal, ...] = (
+    Refusal(
+        "no --enable-lora",
+        lambda config: config.lora_config is None,
+        "adapters travel through the LoRA control plane",
+        "add --enable-lora --max-loras N (npu-weave serve does it)",
+    ),
+    Refusal(
+        "device",
+        lambda config: config.device_config.device_type not in _SUPPORTED_DEVICES,
+        "there is no virtual-memory driver for this device yet",
+        f"run on one of {', '.join(_SUPPORTED_DEVICES)}",
+    ),
+    Refusal(
+        "model type",
+        lambda config: _model_type(config) not in SUPPORTED_MODEL_TYPES,
+        "the expert layout of this model is not known",
+        f"serve one of {', '.join(sorted(SUPPORTED_MODEL_TYPES))}",
+    ),
+    Refusal(
+        "--enable-eplb",
+        lambda config: config.parallel_config.enable_eplb,
+        "expert load balancing moves expert rows on its own",
+        "drop --enable-eplb",
+    ),
+    Refusal(
+        "--enable-expert-parallel",
+        lambda config: config.parallel_config.enable_expert_parallel,
+        "the CPU kernel ignores the expert map of expert parallelism",
+        "use --tensor-parallel-size instead",
+    ),
+    Refusal(
+        "--data-parallel-size > 1",
+        _parallel("data_parallel_size"),
+        "ranks exchange tokens before gating, without their adapter slots",
+        "run one engine per replica",
+    ),
+    Refusal(
+        "--pipeline-parallel-size > 1",
+        _parallel("pipeline_parallel_size"),
+        "stages would stage adapters at different times",
+        "use --tensor-parallel-size instead",
+    ),
+    Refusal(
+        "--prefill-context-parallel-size > 1",
+        _parallel("prefill_context_parallel_size"),
+        "tokens of a request are split over ranks, without their adapter slots",
+        "drop the option",
+    ),
+    Refusal(
+        "--decode-context-parallel-size > 1",
+        _parallel("decode_context_parallel_size"),
+        "it was never proved exact with adapters",
+        "drop the option",
+    ),
+    Refusal(
+        "--enable-dbo",
+        lambda config: config.parallel_config.enable_dbo or config.parallel_config.ubatch_size > 0,
+        "a step is cut into micro-batches, without their adapter slots",
+        "drop --enable-dbo",
+    ),
+    Refusal(
+        "--enable-elastic-ep",
+        lambda config: config.parallel_config.enable_elastic_ep,
+        "experts move between ranks while serving",
+        "drop --enable-elastic-ep",
+    ),
+    Refusal(
+        "--quantization",
+        lambda config: config.quant_config is not None or config.model_config.quantization is not None,
+        "quantised experts carry scales that adapters would need too",
+        "serve an unquantised checkpoint",
+    ),
+    Refusal(
+        "--speculative-config",
+        lambda config: config.speculative_config is not None,
+        "a drafter runs MoE layers with token positions of its own",
+        "drop --speculative-config",
+    ),
+    Refusal(
+        "--enable-sleep-mode",
+        lambda config: config.model_config.enable_sleep_mode,
+        "sleeping frees and refills weights behind the virtual tensors",
+        "drop --enable-sleep-mode",
+    ),
+    Refusal(
+        "--cpu-offload-gb",
+        lambda config: config.offload_config.uva.cpu_offload_gb > 0 or config.offload_config.prefetch.offload_group_size > 0,
+        "offloaded weights are copied whole, holes included",
+        "drop the offload options",
+    ),
+    Refusal(
+        "--weight-transfer-config",
+        lambda config: config.weight_transfer_config is not None,
+        "new base weights would be processed over the widened tensors",
+        "restart the server with the new base model",
+    ),
+    Refusal(
+        "--kv-transfer-config",
+        lambda config: config.kv_transfer_config is not None,
+        "another engine's cache does not know adapter revisions",
+        "drop --kv-transfer-config",
+    ),
+    Refusal(
+        "--model-impl transformers",
+        lambda config: str(getattr(config.model_config.model_impl, "value", config.model_config.model_impl))
+        == "transformers",
+        "its MoE layers are built another way",
+        "use --model-impl vllm",
+    ),
+    Refusal(
+        "--fully-sharded-loras",
+        lambda config: config.lora_config is not None and config.lora_config.fully_sharded_loras,
+        "adapters are whole experts, there is nothing to shard",
+        "drop --fully-sharded-loras",
+    ),
+    Refusal(
+        "--enable-tower-connector-lora",
+        lambda config: config.lora_config is not None and config.lora_config.enable_tower_connector_lora,
+        "adapters are routed experts only",
+        "drop --enable-tower-connector-lora",
+    ),
+    Refusal(
+        "VLLM_CPU_SGL_KERNEL=1",
+        lambda config: os.environ.get("VLLM_CPU_SGL_KERNEL", "0") not in ("", "0"),
+        "its kernel packs experts together",
+        "unset VLLM_CPU_SGL_KERNEL",
+    ),
+    Refusal(
+        "pooling model",
+        lambda config: config.model_config.runner_type != "generate",
+        "only text generation was proved exact",
+        "serve the model with --runner generate",
+    ),
+)
+
+
+def check_settings(vllm_config: Any, config: WeaveConfig) -> None:
+    """Refuse settings that npu-weave cannot serve exactly.
+
+    Raises:
+        UnsupportedError: SETTING_UNSUPPORTED, for the first setting in `REFUSALS` that applies, or
+            ROOTS_MISSING when adapters may be loaded over HTTP from anywhere.
+    """
+    for refusal in REFUSALS:
+        if refusal.applies(vllm_config):
+            raise UnsupportedError(
+                "SETTING_UNSUPPORTED",
+                refusal.setting,
+                expected="a setting that npu-weave serves exactly",
+                got=f"{refusal.setting}: {refusal.reason}",
+                remedy=refusal.remedy,
+            )
+    runtime_loading = os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "0").strip().lower() in ("1", "true")
+    if runtime_loading and config.allowed_roots is None:
+        raise UnsupportedError(
+            "ROOTS_MISSING",
+            "npu_weave.allowed_roots",
+            expected="directories below which adapters may lie, as VLLM_ALLOW_RUNTIME_LORA_UPDATING is set",
+            got="none",
+            remedy="set allowed_roots, or start with npu-weave serve --adapter-root DIR",
+        )
+
+
+def _model_type(vllm_config: Any) -> str:
+    return str(getattr(vllm_config.model_config.hf_config, "model_type", ""))

@@ -1,0 +1,60 @@
+"""What the engine core runs on each worker.
+
+Failures come back as values (`WeaveError.to_dict`), never as exceptions: vLLM's message queue would hand an
+exception of one call to the next one as well.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from vllm.logger import init_logger
+
+from npu_weave.errors import WeaveError
+
+logger = init_logger("vllm.npu_weave.worker")
+
+
+def _failures_as_values(call: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(call)
+    def wrapped(worker: Any, *args: Any) -> Any:
+        try:
+            return call(_manager(worker), *args)
+        except WeaveError as error:
+            return error.to_dict()
+        except Exception as error:  # anything else would reach the wrong caller; it is reported, not swallowed
+            logger.exception("unexpected failure in %s", call.__name__)
+            return WeaveError("WORKER_FAILED", call.__name__, got=f"{type(error).__name__}: {error}").to_dict()
+
+    return wrapped
+
+
+@_failures_as_values
+def stage(manager: Any, revision: int, name: str, path: str, digest: str) -> str:
+    """`WeaveAdapterManager.stage`."""
+    return str(manager.stage(revision, name, path, digest))
+
+
+@_failures_as_values
+def drop(manager: Any, revision: int) -> str:
+    """`WeaveAdapterManager.drop`."""
+    return str(manager.drop(revision))
+
+
+@_failures_as_values
+def pin(manager: Any, revision: int) -> str:
+    """`WeaveAdapterManager.pin`."""
+    return str(manager.pin(revision))
+
+
+@_failures_as_values
+def memory(manager: Any) -> dict[str, int]:
+    """`WeaveAdapterManager.memory`."""
+    report: dict[str, int] = manager.memory()
+    return report
+
+
+def _manager(worker: Any) -> Any:
+    return worker.model_runner.lora_manager
