@@ -14,7 +14,14 @@ from typing import Any
 from npu_weave.adapters.expert_config import ExpertConfig, read_expert_config
 from npu_weave.adapters.json_file import read_json_object
 from npu_weave.adapters.shard import StoredTensor, read_shard
-from npu_weave.adapters.tensor_names import PROJECTIONS, TensorKey, describe_tensor, name_some, parse_expert_name
+from npu_weave.adapters.tensor_names import (
+    PROJECTIONS,
+    TensorKey,
+    describe_tensor,
+    name_some,
+    parse_expert_name,
+    printable,
+)
 from npu_weave.errors import AdapterError
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -82,7 +89,7 @@ def _check_no_pickle(path: Path, names: list[str]) -> None:
             "FILE_IS_PICKLE",
             str(path / pickles[0]),
             expected="safetensors files only",
-            got=name_some(pickles),
+            got=name_some([printable(name) for name in pickles]),
             remedy="pickles can run code when loaded: convert the weights to safetensors and remove these files",
         )
 
@@ -109,16 +116,16 @@ def _check_index(path: Path, shards: Mapping[str, Mapping[str, StoredTensor]]) -
         raise AdapterError("ADAPTER_INDEX_INVALID", where, expected="weight_map: tensor name to file", got="none")
     for name in sorted(set(weight_map.values())):
         if name not in shards:
-            raise AdapterError("FILE_MISSING", str(path / name[:160]), expected=f"a shard named in {INDEX_NAME}")
+            raise AdapterError("FILE_MISSING", str(path / printable(name)), expected=f"a shard named in {INDEX_NAME}")
     found = {tensor: shard for shard, tensors in shards.items() for tensor in tensors}
     differing = [name for name in sorted(weight_map.keys() | found.keys()) if weight_map.get(name) != found.get(name)]
     if differing:
         name = differing[0]
         raise AdapterError(
             "ADAPTER_INDEX_INVALID",
-            f"{where}: {name}",
+            f"{where}: {printable(name)}",
             expected=f"in {found.get(name, 'no file')}, where it is",
-            got=f"in {weight_map.get(name, 'no file')}",
+            got=f"in {printable(weight_map.get(name, 'no file'))}",
             remedy="the index is optional: correct or remove it",
         )
 

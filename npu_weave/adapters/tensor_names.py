@@ -70,7 +70,13 @@ def describe_tensor(name: str) -> str:
         kind = "not an expert projection's weight"
     else:
         kind = "not an expert"
-    return f"{name} ({kind})"
+    return f"{printable(name)} ({kind})"
+
+
+def printable(text: str, limit: int = 160) -> str:
+    """`text` from a file one does not trust, fit for a terminal or a log: no control characters, not too long."""
+    safe = text if text.isprintable() else ascii(text)
+    return safe if len(safe) <= limit else f"{safe[:limit]}..."
 
 
 def name_some(names: list[str], limit: int = 5) -> str:

@@ -1,0 +1,1 @@
+"""The `npu-weave` command: one file a command group."""

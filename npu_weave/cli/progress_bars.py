@@ -1,0 +1,33 @@
+"""Progress bars on a terminal, nothing elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from tqdm import tqdm
+
+
+@contextmanager
+def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Yields a callback `(stage, done, total)` [bytes] that draws one bar a stage on stderr, if that is a terminal."""
+    bar: tqdm | None = None
+    visible = sys.stderr.isatty()
+
+    def show(stage: str, done: int, total: int) -> None:
+        nonlocal bar
+        if not visible:
+            return
+        if bar is None or bar.desc != stage:
+            if bar is not None:
+                bar.close()
+            bar = tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, file=sys.stderr, leave=False)
+            bar.desc = stage
+        bar.update(done - bar.n)
+
+    try:
+        yield show
+    finally:
+        if bar is not None:
+            bar.close()
