@@ -82,6 +82,10 @@ class AdapterPathError(AdapterError):
     """The path of an adapter is not allowed."""
 
 
+class AdapterFileError(AdapterError):
+    """A file of an adapter, or of a checkpoint it is made from or checked against, cannot be read or trusted."""
+
+
 class CheckpointError(WeaveError):
     """A full checkpoint (base or tuned) cannot be read, or is not what the command needs."""
 
@@ -126,6 +130,7 @@ _KINDS: dict[str, type[WeaveError]] = {
         AdapterError,
         AdapterNotFoundError,
         AdapterPathError,
+        AdapterFileError,
         CheckpointError,
         OutputError,
         CapacityError,

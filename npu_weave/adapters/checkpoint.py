@@ -15,7 +15,7 @@ from npu_weave.adapters.json_file import read_json_object
 from npu_weave.adapters.layout import INDEX_NAME
 from npu_weave.adapters.shard import StoredTensor, read_shard
 from npu_weave.adapters.tensor_names import PROJECTIONS, TensorKey, is_fused_experts, name_some
-from npu_weave.errors import CheckpointError, UnsupportedError
+from npu_weave.errors import AdapterFileError, CheckpointError, UnsupportedError
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def open_checkpoint(path: str | Path) -> Checkpoint:
     shards = tuple(sorted(set(weight_map.values()))) if weight_map else _shards_without_index(directory)
     tensors: dict[str, StoredTensor] = {}
     for shard in shards:
-        for name, tensor in read_shard(directory / shard, CheckpointError).items():
+        for name, tensor in read_shard(directory / shard).items():
             if name in tensors:
                 where = f"{tensors[name].source.path.name} and {shard}"
                 raise CheckpointError("CHECKPOINT_TENSOR_DUPLICATE", name, expected="each tensor once", got=where)
@@ -138,7 +138,7 @@ def base_fingerprint(base: Checkpoint | str | Path) -> str:
 def _weight_map(directory: Path) -> dict[str, str]:
     if not (directory / INDEX_NAME).exists():
         return {}
-    weight_map = read_json_object(directory / INDEX_NAME, CheckpointError).get("weight_map")
+    weight_map = read_json_object(directory / INDEX_NAME).get("weight_map")
     plain = isinstance(weight_map, dict) and all(
         isinstance(value, str) and value == Path(value).name and value for value in weight_map.values()
     )
@@ -154,7 +154,7 @@ def _shards_without_index(directory: Path) -> tuple[str, ...]:
         return ("model.safetensors",)
     names = tuple(sorted(path.name for path in directory.glob("*.safetensors")))
     if not names:
-        raise CheckpointError(
+        raise AdapterFileError(
             "FILE_MISSING",
             str(directory),
             expected="*.safetensors files",

@@ -31,7 +31,7 @@ def digest_tensors(tensors: Mapping[TensorKey, StoredTensor], progress: Progress
     """Reads every byte once. Does not depend on sharding, file order, or spelling of names.
 
     Raises:
-        WeaveError: FILE_CHANGED, FILE_TRUNCATED or FILE_UNREADABLE.
+        AdapterFileError: FILE_CHANGED, FILE_TRUNCATED or FILE_UNREADABLE.
     """
     total = sum(tensor.nbytes for tensor in tensors.values())
     done = 0

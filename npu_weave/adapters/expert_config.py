@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from npu_weave.adapters.json_file import read_json_object
-from npu_weave.errors import AdapterError
+from npu_weave.errors import AdapterError, AdapterFileError
 
 EXPERT_CONFIG_NAME = "expert_cfg.json"
 MAX_CONFIG_BYTES = 1 << 20
@@ -62,7 +62,7 @@ def read_expert_config(directory: Path) -> ExpertConfig:
     path = directory / EXPERT_CONFIG_NAME
     try:
         data = read_json_object(path, limit=MAX_CONFIG_BYTES)
-    except AdapterError as reason:
+    except AdapterFileError as reason:
         if reason.code != "FILE_MISSING":
             raise
         raise AdapterError(

@@ -137,7 +137,7 @@ def read_model_config(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             "CHECKPOINT_NOT_FOUND", str(path), expected="the directory of a Hugging Face checkpoint", got="no directory"
         )
-    return read_json_object(path / "config.json", CheckpointError)
+    return read_json_object(path / "config.json")
 
 
 def dtype_name(dtype: torch.dtype) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from npu_weave.adapters.source_file import open_source
-from npu_weave.errors import AdapterError, WeaveError
+from npu_weave.errors import AdapterFileError
 
 MAX_JSON_BYTES = 16 << 20
 
@@ -16,21 +16,21 @@ class _DuplicateKeyError(ValueError):
     """One object of a JSON text names a key twice."""
 
 
-def read_json_object(
-    path: Path, error: type[WeaveError] = AdapterError, *, limit: int = MAX_JSON_BYTES
-) -> dict[str, Any]:
+def read_json_object(path: Path, *, limit: int = MAX_JSON_BYTES) -> dict[str, Any]:
     """The JSON object in the file at `path`, which may have up to `limit` bytes.
 
     Raises:
-        WeaveError: of class `error`; JSON_TOO_LARGE, JSON_INVALID or a FILE_* code.
+        AdapterFileError: JSON_TOO_LARGE, JSON_INVALID or a FILE_* code.
     """
-    source = open_source(path, error)
+    source = open_source(path)
     if source.size > limit:
-        raise error("JSON_TOO_LARGE", str(path), expected=f"at most {limit} bytes", got=f"{source.size} bytes")
+        raise AdapterFileError(
+            "JSON_TOO_LARGE", str(path), expected=f"at most {limit} bytes", got=f"{source.size} bytes"
+        )
     try:
         return parse_json_object(bytes(source.read(0, source.size)))
     except ValueError as reason:
-        raise error("JSON_INVALID", str(path), expected="one JSON object", got=str(reason)) from reason
+        raise AdapterFileError("JSON_INVALID", str(path), expected="one JSON object", got=str(reason)) from reason
 
 
 def parse_json_object(data: bytes) -> dict[str, Any]:

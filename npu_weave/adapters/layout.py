@@ -22,7 +22,7 @@ from npu_weave.adapters.tensor_names import (
     parse_expert_name,
     printable,
 )
-from npu_weave.errors import AdapterError
+from npu_weave.errors import AdapterError, AdapterFileError
 
 INDEX_NAME = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth")
@@ -67,7 +67,7 @@ def read_layout(path: Path) -> AdapterLayout:
     if INDEX_NAME in names:
         _check_index(path, shards)
     if not shards:
-        raise AdapterError("FILE_MISSING", str(path), expected="at least one *.safetensors file", got="none")
+        raise AdapterFileError("FILE_MISSING", str(path), expected="at least one *.safetensors file", got="none")
     tensors = _collect(shards)
     _check_coverage(path, config, tensors)
     return AdapterLayout(path, config, tensors, tuple(shards))
@@ -78,14 +78,16 @@ def _list(path: Path) -> list[str]:
     try:
         names = sorted(os.listdir(path))
     except OSError as reason:
-        raise AdapterError("FILE_UNREADABLE", str(path), expected="a readable directory", got=str(reason)) from reason
+        raise AdapterFileError(
+            "FILE_UNREADABLE", str(path), expected="a readable directory", got=str(reason)
+        ) from reason
     return [name for name in names if name.lower().endswith((".safetensors", ".json", *PICKLE_SUFFIXES))]
 
 
 def _check_no_pickle(path: Path, names: list[str]) -> None:
     pickles = [name for name in names if name.lower().endswith(PICKLE_SUFFIXES)]
     if pickles:
-        raise AdapterError(
+        raise AdapterFileError(
             "FILE_IS_PICKLE",
             str(path / pickles[0]),
             expected="safetensors files only",
@@ -98,9 +100,9 @@ def _check_inside(path: Path, name: str) -> None:
     try:
         real = (path / name).resolve(strict=False)
     except (OSError, RuntimeError) as reason:
-        raise AdapterError("FILE_UNREADABLE", str(path / name), expected="a file", got=str(reason)) from reason
+        raise AdapterFileError("FILE_UNREADABLE", str(path / name), expected="a file", got=str(reason)) from reason
     if not real.is_relative_to(path):
-        raise AdapterError(
+        raise AdapterFileError(
             "FILE_OUTSIDE",
             str(path / name),
             expected="a file inside the adapter's directory",
@@ -116,7 +118,9 @@ def _check_index(path: Path, shards: Mapping[str, Mapping[str, StoredTensor]]) -
         raise AdapterError("ADAPTER_INDEX_INVALID", where, expected="weight_map: tensor name to file", got="none")
     for name in sorted(set(weight_map.values())):
         if name not in shards:
-            raise AdapterError("FILE_MISSING", str(path / printable(name)), expected=f"a shard named in {INDEX_NAME}")
+            raise AdapterFileError(
+                "FILE_MISSING", str(path / printable(name)), expected=f"a shard named in {INDEX_NAME}"
+            )
     found = {tensor: shard for shard, tensors in shards.items() for tensor in tensors}
     differing = [name for name in sorted(weight_map.keys() | found.keys()) if weight_map.get(name) != found.get(name)]
     if differing:

@@ -16,7 +16,7 @@ import torch
 
 from npu_weave.adapters.json_file import parse_json_object
 from npu_weave.adapters.source_file import SourceFile, open_source
-from npu_weave.errors import AdapterError, WeaveError
+from npu_weave.errors import AdapterFileError
 
 MAX_HEADER_BYTES = 16 << 20
 CHUNK_BYTES = 16 << 20
@@ -62,19 +62,19 @@ class StoredTensor:
             yield self.source.read(self.offset + start, min(size, self.nbytes - start))
 
 
-def read_shard(path: Path, error: type[WeaveError] = AdapterError) -> dict[str, StoredTensor]:
+def read_shard(path: Path) -> dict[str, StoredTensor]:
     """The tensors of the safetensors file at `path`, by name as written in the file.
 
     Raises:
-        WeaveError: of class `error`; FILE_IS_PICKLE, FILE_TRUNCATED, FILE_CORRUPT,
+        AdapterFileError: FILE_IS_PICKLE, FILE_TRUNCATED, FILE_CORRUPT,
             FILE_HEADER_TOO_LARGE, or a FILE_* code of opening and reading.
     """
-    source = open_source(path, error)
+    source = open_source(path)
     if source.size < 8:
-        raise error("FILE_TRUNCATED", str(path), expected="a safetensors file", got=f"{source.size} bytes")
+        raise AdapterFileError("FILE_TRUNCATED", str(path), expected="a safetensors file", got=f"{source.size} bytes")
     start = bytes(source.read(0, 8))
     if start.startswith(_ZIP_OR_PICKLE):
-        raise error(
+        raise AdapterFileError(
             "FILE_IS_PICKLE",
             str(path),
             expected="a safetensors file",
@@ -83,7 +83,7 @@ def read_shard(path: Path, error: type[WeaveError] = AdapterError) -> dict[str, 
         )
     length = int.from_bytes(start, "little")
     if length > MAX_HEADER_BYTES:
-        raise error(
+        raise AdapterFileError(
             "FILE_HEADER_TOO_LARGE",
             str(path),
             expected=f"a header of at most {MAX_HEADER_BYTES} bytes",
@@ -91,17 +91,21 @@ def read_shard(path: Path, error: type[WeaveError] = AdapterError) -> dict[str, 
             remedy="check that this is a safetensors file",
         )
     if 8 + length > source.size:
-        raise error("FILE_TRUNCATED", str(path), expected=f"a header of {length} bytes", got=f"{source.size} bytes")
+        raise AdapterFileError(
+            "FILE_TRUNCATED", str(path), expected=f"a header of {length} bytes", got=f"{source.size} bytes"
+        )
     try:
         header = parse_json_object(bytes(source.read(8, length)))
         tensors = _entries(source, header, 8 + length)
         end = _check_contiguous(tensors, 8 + length)
     except ValueError as reason:
-        raise error("FILE_CORRUPT", str(path), expected="a valid safetensors header", got=str(reason)) from reason
+        raise AdapterFileError(
+            "FILE_CORRUPT", str(path), expected="a valid safetensors header", got=str(reason)
+        ) from reason
     if end > source.size:
-        raise error("FILE_TRUNCATED", str(path), expected=f"{end} bytes", got=f"{source.size} bytes")
+        raise AdapterFileError("FILE_TRUNCATED", str(path), expected=f"{end} bytes", got=f"{source.size} bytes")
     if end < source.size:
-        raise error("FILE_CORRUPT", str(path), expected=f"{end} bytes", got=f"{source.size} bytes")
+        raise AdapterFileError("FILE_CORRUPT", str(path), expected=f"{end} bytes", got=f"{source.size} bytes")
     return {tensor.name: tensor for tensor in tensors}
 
 

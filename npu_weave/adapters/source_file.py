@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from npu_weave.errors import AdapterError, WeaveError
+from npu_weave.errors import AdapterFileError
 
 
 class FileIdentity(NamedTuple):
@@ -33,12 +33,10 @@ class SourceFile:
     Attributes:
         path: where the file lies, as given.
         identity: the state that every later read must find again.
-        error: class of the errors raised about this file.
     """
 
     path: Path
     identity: FileIdentity
-    error: type[WeaveError] = AdapterError
 
     @property
     def size(self) -> int:
@@ -49,11 +47,11 @@ class SourceFile:
         """Reads exactly `length` bytes from `offset`.
 
         Raises:
-            WeaveError: FILE_CHANGED when the file is not the one that was opened, FILE_TRUNCATED,
+            AdapterFileError: FILE_CHANGED when the file is not the one that was opened, FILE_TRUNCATED,
                 FILE_UNREADABLE.
         """
         buffer = bytearray(length)
-        with _descriptor(self.path, self.error) as fd:
+        with _descriptor(self.path) as fd:
             self._check_unchanged(fd)
             done = 0
             while done < length:
@@ -63,7 +61,7 @@ class SourceFile:
                 done += count
             self._check_unchanged(fd)
         if done < length:
-            raise self.error(
+            raise AdapterFileError(
                 "FILE_TRUNCATED", str(self.path), expected=f"{offset + length} bytes", got=f"{offset + done} bytes"
             )
         return buffer
@@ -71,7 +69,7 @@ class SourceFile:
     def _check_unchanged(self, fd: int) -> None:
         found = _identity(os.fstat(fd))
         if found != self.identity:
-            raise self.error(
+            raise AdapterFileError(
                 "FILE_CHANGED",
                 str(self.path),
                 expected="the file that was validated",
@@ -80,32 +78,34 @@ class SourceFile:
             )
 
 
-def open_source(path: Path, error: type[WeaveError] = AdapterError) -> SourceFile:
+def open_source(path: Path) -> SourceFile:
     """Records the state of the regular file at `path` (symbolic links are followed).
 
     Raises:
-        WeaveError: of class `error`; FILE_MISSING, FILE_NOT_REGULAR or FILE_UNREADABLE.
+        AdapterFileError: FILE_MISSING, FILE_NOT_REGULAR or FILE_UNREADABLE.
     """
-    with _descriptor(path, error) as fd:
-        return SourceFile(path, _identity(os.fstat(fd)), error)
+    with _descriptor(path) as fd:
+        return SourceFile(path, _identity(os.fstat(fd)))
 
 
 @contextmanager
-def _descriptor(path: Path, error: type[WeaveError]) -> Iterator[int]:
+def _descriptor(path: Path) -> Iterator[int]:
     """A descriptor of a regular file; every OSError in the body becomes FILE_UNREADABLE."""
     try:
         # O_NONBLOCK: opening a named pipe must not wait for its writer.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise error("FILE_MISSING", str(path), expected="a file", got="nothing at this path") from None
+        raise AdapterFileError("FILE_MISSING", str(path), expected="a file", got="nothing at this path") from None
     except (OSError, ValueError) as reason:
-        raise error("FILE_UNREADABLE", str(path), expected="a readable file", got=str(reason)) from reason
+        raise AdapterFileError("FILE_UNREADABLE", str(path), expected="a readable file", got=str(reason)) from reason
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
-            raise error("FILE_NOT_REGULAR", str(path), expected="a regular file", got="a directory, device or pipe")
+            raise AdapterFileError(
+                "FILE_NOT_REGULAR", str(path), expected="a regular file", got="a directory, device or pipe"
+            )
         yield fd
     except OSError as reason:
-        raise error("FILE_UNREADABLE", str(path), expected="a readable file", got=str(reason)) from reason
+        raise AdapterFileError("FILE_UNREADABLE", str(path), expected="a readable file", got=str(reason)) from reason
     finally:
         os.close(fd)
 
