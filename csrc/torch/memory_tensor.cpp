@@ -3,10 +3,18 @@
 namespace weave::torch_binding {
 namespace {
 
-// The last view may die in any thread, with or without the interpreter lock, or after the interpreter has ended; then
-// there is nothing left to give back to.
+bool interpreter_runs() {
+#if PY_VERSION_HEX >= 0x030D0000
+  return Py_IsInitialized() != 0 && Py_IsFinalizing() == 0;
+#else
+  return Py_IsInitialized() != 0 && _Py_IsFinalizing() == 0;
+#endif
+}
+
+// The last view may die in any thread, with or without the interpreter lock, or when the interpreter
+// ends; then the end of the process gives everything back.
 void drop(PyObject* owner) {
-  if (!Py_IsInitialized()) return;
+  if (!interpreter_runs()) return;
   const pybind11::gil_scoped_acquire lock;
   Py_DECREF(owner);
 }

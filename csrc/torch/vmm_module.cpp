@@ -50,21 +50,24 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
             return value_of<Address>([&](Address* out) { return self.reserve(bytes, out); });
           },
           NoLock())
-      .def("release", [](Driver& self, Address base) { return static_cast<int>(self.release(base)); }, NoLock())
       .def(
-          "create_page",
-          [](Driver& self) { return value_of<Page>([&](Page* out) { return self.create_page(out); }); }, NoLock())
-      .def("destroy_page", [](Driver& self, Page page) { return static_cast<int>(self.destroy_page(page)); }, NoLock())
+          "release", [](Driver& self, Address base) { return static_cast<int>(self.release(base)); }, NoLock())
+      .def(
+          "create_page", [](Driver& self) { return value_of<Page>([&](Page* out) { return self.create_page(out); }); },
+          NoLock())
+      .def(
+          "destroy_page", [](Driver& self, Page page) { return static_cast<int>(self.destroy_page(page)); }, NoLock())
       .def(
           "map", [](Driver& self, Address address, Page page) { return static_cast<int>(self.map(address, page)); },
           NoLock())
-      .def("unmap", [](Driver& self, Address address) { return static_cast<int>(self.unmap(address)); }, NoLock())
-      .def("fence", [](Driver& self) { return static_cast<int>(self.fence()); }, NoLock())
+      .def(
+          "unmap", [](Driver& self, Address address) { return static_cast<int>(self.unmap(address)); }, NoLock())
+      .def(
+          "fence", [](Driver& self) { return static_cast<int>(self.fence()); }, NoLock())
       .def("tensor", &tensor)
       .def("stats", &Driver::stats, NoLock());
 
-  module.def("host_driver", [](std::size_t limit_bytes) -> std::shared_ptr<Driver> {
-    return HostDriver::open(limit_bytes);
-  });
+  module.def("host_driver",
+             [](std::size_t limit_bytes) -> std::shared_ptr<Driver> { return HostDriver::open(limit_bytes); });
   module.def("last_error", &Driver::last_error);
 }

@@ -1,15 +1,16 @@
 // One small interface over the virtual memory of a device. Its contract is the intersection of what ACL, CUDA and the
 // host offer, so that code that passes on one backend holds on all of them:
 //
-//   - a page is one physical handle of `granularity()` bytes; it is mapped whole, at offset 0, at one address at a time;
+//   - a page is one physical handle of `granularity()` bytes; it is mapped whole, at offset 0, at one address at a
+//   time;
 //   - an address is a multiple of the granularity inside one reservation; a mapping ends exactly as it was made;
 //   - a page belongs to the driver, hence the device, that created it; a reservation holds pages of that driver only;
 //   - a mapping ends only after a `fence()` that came after it was made: no kernel may still be using it;
 //   - a page is destroyed only when unmapped, a reservation released only when empty;
 //   - a mapped page can be read and written; touching a hole is a fault.
 //
-// Nothing here throws, aborts or prints. A call that fails changes nothing, returns its status, and leaves a sentence in
-// `last_error()` of the calling thread. All calls are safe from any thread.
+// Nothing here throws, aborts or prints. A call that fails changes nothing, returns its status, and leaves a sentence
+// in `last_error()` of the calling thread. All calls are safe from any thread.
 #pragma once
 
 #include <cstddef>

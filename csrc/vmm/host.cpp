@@ -116,7 +116,8 @@ Status HostDriver::destroy_page(Page page) {
 Status HostDriver::map(Address address, Page page) {
   if (forked()) return fail(Status::kForked, kForkedText);
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (address % kPageBytes != 0) return fail(Status::kInvalidArgument, "the address is not a multiple of %zu", kPageBytes);
+  if (address % kPageBytes != 0)
+    return fail(Status::kInvalidArgument, "the address is not a multiple of %zu", kPageBytes);
   Reservation* reservation = reservation_of(address, kPageBytes);
   if (reservation == nullptr) return fail(Status::kInvalidArgument, "the address is in no reservation");
   const auto found = pages_.find(page);

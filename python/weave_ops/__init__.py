@@ -10,8 +10,7 @@
 One schema an operator (`schema`), one meaning (`reference`), several backends, picked by the device of the tensors.
 """
 
-from weave_ops import schema as schema  # defines the operators, so it comes before their kernels
-from weave_ops import _C as _C  # isort: skip  # registers the CPU kernels
-from weave_ops import meta as meta  # registers shapes and dtypes for tracing
+from weave_ops import _C, meta, schema
 
-__all__ = ["schema"]
+# In whatever order these are imported: a kernel may be registered before its operator is defined.
+__all__ = ["_C", "meta", "schema"]

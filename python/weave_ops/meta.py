@@ -19,5 +19,5 @@ def reroute_(topk_ids: torch.Tensor, token_slots: torch.Tensor, expert_map: torc
     check_reroute(topk_ids, token_slots, expert_map)
 
 
-LIBRARY.impl("reroute", reroute, "Meta")
-LIBRARY.impl("reroute_", reroute_, "Meta")
+LIBRARY.impl("reroute", reroute, "Meta")  # type: ignore[no-untyped-call]
+LIBRARY.impl("reroute_", reroute_, "Meta")  # type: ignore[no-untyped-call]

@@ -26,7 +26,7 @@ SCHEMAS = (
     "reroute_(Tensor(a!) topk_ids, Tensor token_slots, Tensor expert_map) -> ()",
 )
 
-LIBRARY = torch.library.Library("npu_weave", "FRAGMENT")
+LIBRARY = torch.library.Library("npu_weave", "DEF")  # type: ignore[no-untyped-call]
 
 for _schema in SCHEMAS:
-    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+    LIBRARY.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))  # type: ignore[no-untyped-call]
