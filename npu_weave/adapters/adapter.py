@@ -14,9 +14,10 @@ from npu_weave.adapters.digest import AdapterDigests, digest_tensors
 from npu_weave.adapters.geometry import MoEGeometry, dtype_name
 from npu_weave.adapters.layout import AdapterLayout, read_layout
 from npu_weave.adapters.paths import resolve_adapter_path
+from npu_weave.adapters.printable import name_some
 from npu_weave.adapters.progress import Progress, silent
 from npu_weave.adapters.shard import StoredTensor
-from npu_weave.adapters.tensor_names import PROJECTIONS, Projection, TensorKey, name_some, parse_expert_name
+from npu_weave.adapters.tensor_names import PROJECTIONS, Projection, TensorKey, parse_expert_name
 from npu_weave.errors import AdapterError
 
 

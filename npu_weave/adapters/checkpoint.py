@@ -13,8 +13,9 @@ from blake3 import blake3
 from npu_weave.adapters.geometry import MoEGeometry, dtype_name, read_model_config
 from npu_weave.adapters.json_file import read_json_object
 from npu_weave.adapters.layout import INDEX_NAME
+from npu_weave.adapters.printable import name_some
 from npu_weave.adapters.shard import StoredTensor, read_shard
-from npu_weave.adapters.tensor_names import PROJECTIONS, TensorKey, is_fused_experts, name_some
+from npu_weave.adapters.tensor_names import PROJECTIONS, TensorKey, is_fused_experts
 from npu_weave.errors import AdapterFileError, CheckpointError, UnsupportedError
 
 

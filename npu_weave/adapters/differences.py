@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from npu_weave.adapters.checkpoint import Checkpoint
+from npu_weave.adapters.printable import name_some
 from npu_weave.adapters.progress import Progress
 from npu_weave.adapters.shard import StoredTensor
-from npu_weave.adapters.tensor_names import describe_tensor, name_some
+from npu_weave.adapters.tensor_names import describe_tensor
 from npu_weave.errors import CheckpointError
 
 # Read into MoEGeometry, which is compared as a whole: releases of transformers spell these differently.

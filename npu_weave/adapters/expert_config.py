@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from npu_weave.adapters.json_file import read_json_object
+from npu_weave.adapters.printable import printable, printable_path
 from npu_weave.errors import AdapterError, AdapterFileError
 
 EXPERT_CONFIG_NAME = "expert_cfg.json"
@@ -66,7 +67,10 @@ def read_expert_config(directory: Path) -> ExpertConfig:
         if reason.code != "FILE_MISSING":
             raise
         raise AdapterError(
-            "EXPERT_CONFIG_MISSING", str(directory), expected=f"{EXPERT_CONFIG_NAME} in it", got="no such file"
+            "EXPERT_CONFIG_MISSING",
+            printable_path(directory),
+            expected=f"{EXPERT_CONFIG_NAME} in it",
+            got="no such file",
         ) from None
     try:
         config = ExpertConfig.model_validate(data)
@@ -74,7 +78,10 @@ def read_expert_config(directory: Path) -> ExpertConfig:
         first = reason.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise AdapterError(
-            "EXPERT_CONFIG_INVALID", str(path), expected="the ESFT layout", got=f"{where[:120]}: {first['msg']}"
+            "EXPERT_CONFIG_INVALID",
+            printable_path(path),
+            expected="the ESFT layout",
+            got=f"{printable(where)}: {first['msg']}",
         ) from None
     _check(config, path)
     return config
@@ -85,7 +92,7 @@ def _check(config: ExpertConfig, path: Path) -> None:
         if getattr(config, field):
             raise AdapterError(
                 "ADAPTER_MODULES_UNSUPPORTED",
-                str(path),
+                printable_path(path),
                 expected=f"{field}: false",
                 got=f"{field}: true",
                 remedy="train routed experts only; other weights are shared by all adapters",
@@ -93,7 +100,10 @@ def _check(config: ExpertConfig, path: Path) -> None:
     for layer, ids in config.experts.items():
         if _LAYER.fullmatch(layer) is None:
             raise AdapterError(
-                "EXPERT_CONFIG_INVALID", str(path), expected="layer indices as decimal strings", got=repr(layer[:80])
+                "EXPERT_CONFIG_INVALID",
+                printable_path(path),
+                expected="layer indices as decimal strings",
+                got=repr(layer[:80]),
             )
         negative = [expert for expert in ids if expert < 0]
         if negative:
@@ -107,5 +117,9 @@ def _check(config: ExpertConfig, path: Path) -> None:
             )
     if not any(config.experts.values()):
         raise AdapterError(
-            "ADAPTER_EMPTY", str(path), expected="at least one tuned expert", got="none", remedy="serve the base model"
+            "ADAPTER_EMPTY",
+            printable_path(path),
+            expected="at least one tuned expert",
+            got="none",
+            remedy="serve the base model",
         )

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from npu_weave.adapters.printable import printable_path
 from npu_weave.adapters.source_file import open_source
 from npu_weave.errors import AdapterFileError
 
@@ -25,12 +26,14 @@ def read_json_object(path: Path, *, limit: int = MAX_JSON_BYTES) -> dict[str, An
     source = open_source(path)
     if source.size > limit:
         raise AdapterFileError(
-            "JSON_TOO_LARGE", str(path), expected=f"at most {limit} bytes", got=f"{source.size} bytes"
+            "JSON_TOO_LARGE", printable_path(path), expected=f"at most {limit} bytes", got=f"{source.size} bytes"
         )
     try:
         return parse_json_object(bytes(source.read(0, source.size)))
     except ValueError as reason:
-        raise AdapterFileError("JSON_INVALID", str(path), expected="one JSON object", got=str(reason)) from reason
+        raise AdapterFileError(
+            "JSON_INVALID", printable_path(path), expected="one JSON object", got=str(reason)
+        ) from reason
 
 
 def parse_json_object(data: bytes) -> dict[str, Any]:

@@ -13,15 +13,9 @@ from typing import Any
 
 from npu_weave.adapters.expert_config import ExpertConfig, read_expert_config
 from npu_weave.adapters.json_file import read_json_object
+from npu_weave.adapters.printable import name_some, printable, printable_path
 from npu_weave.adapters.shard import StoredTensor, read_shard
-from npu_weave.adapters.tensor_names import (
-    PROJECTIONS,
-    TensorKey,
-    describe_tensor,
-    name_some,
-    parse_expert_name,
-    printable,
-)
+from npu_weave.adapters.tensor_names import PROJECTIONS, TensorKey, describe_tensor, parse_expert_name
 from npu_weave.errors import AdapterError, AdapterFileError
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -63,11 +57,13 @@ def read_layout(path: Path) -> AdapterLayout:
     for name in names:
         _check_inside(path, name)
     config = read_expert_config(path)
-    shards = {name: read_shard(path / name) for name in names if name.endswith(".safetensors")}
+    shards = {name: read_shard(path / name) for name in names if name.lower().endswith(".safetensors")}
     if INDEX_NAME in names:
         _check_index(path, shards)
     if not shards:
-        raise AdapterFileError("FILE_MISSING", str(path), expected="at least one *.safetensors file", got="none")
+        raise AdapterFileError(
+            "FILE_MISSING", printable_path(path), expected="at least one *.safetensors file", got="none"
+        )
     tensors = _collect(shards)
     _check_coverage(path, config, tensors)
     return AdapterLayout(path, config, tensors, tuple(shards))
@@ -79,7 +75,7 @@ def _list(path: Path) -> list[str]:
         names = sorted(os.listdir(path))
     except OSError as reason:
         raise AdapterFileError(
-            "FILE_UNREADABLE", str(path), expected="a readable directory", got=str(reason)
+            "FILE_UNREADABLE", printable_path(path), expected="a readable directory", got=str(reason)
         ) from reason
     return [name for name in names if name.lower().endswith((".safetensors", ".json", *PICKLE_SUFFIXES))]
 
@@ -89,7 +85,7 @@ def _check_no_pickle(path: Path, names: list[str]) -> None:
     if pickles:
         raise AdapterFileError(
             "FILE_IS_PICKLE",
-            str(path / pickles[0]),
+            printable_path(path / pickles[0]),
             expected="safetensors files only",
             got=name_some([printable(name) for name in pickles]),
             remedy="pickles can run code when loaded: convert the weights to safetensors and remove these files",
@@ -100,11 +96,13 @@ def _check_inside(path: Path, name: str) -> None:
     try:
         real = (path / name).resolve(strict=False)
     except (OSError, RuntimeError) as reason:
-        raise AdapterFileError("FILE_UNREADABLE", str(path / name), expected="a file", got=str(reason)) from reason
+        raise AdapterFileError(
+            "FILE_UNREADABLE", printable_path(path / name), expected="a file", got=str(reason)
+        ) from reason
     if not real.is_relative_to(path):
         raise AdapterFileError(
             "FILE_OUTSIDE",
-            str(path / name),
+            printable_path(path / name),
             expected="a file inside the adapter's directory",
             got="a symbolic link that leaves it",
             remedy="copy the file into the directory",
@@ -112,14 +110,14 @@ def _check_inside(path: Path, name: str) -> None:
 
 
 def _check_index(path: Path, shards: Mapping[str, Mapping[str, StoredTensor]]) -> None:
-    where = str(path / INDEX_NAME)
+    where = printable_path(path / INDEX_NAME)
     weight_map: Any = read_json_object(path / INDEX_NAME).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(value, str) for value in weight_map.values()):
         raise AdapterError("ADAPTER_INDEX_INVALID", where, expected="weight_map: tensor name to file", got="none")
     for name in sorted(set(weight_map.values())):
         if name not in shards:
             raise AdapterFileError(
-                "FILE_MISSING", str(path / printable(name)), expected=f"a shard named in {INDEX_NAME}"
+                "FILE_MISSING", printable_path(path / name), expected=f"a shard named in {INDEX_NAME}"
             )
     found = {tensor: shard for shard, tensors in shards.items() for tensor in tensors}
     differing = [name for name in sorted(weight_map.keys() | found.keys()) if weight_map.get(name) != found.get(name)]
@@ -175,7 +173,7 @@ def _check_coverage(path: Path, config: ExpertConfig, tensors: Mapping[TensorKey
     if missing:
         raise AdapterError(
             "ADAPTER_TENSOR_MISSING",
-            str(path),
+            printable_path(path),
             expected="gate, up and down projection of every declared expert",
             got="no " + name_some([f"layer {key.layer} expert {key.expert} {key.projection}" for key in missing]),
         )

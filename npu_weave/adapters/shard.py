@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from npu_weave.adapters.json_file import parse_json_object
+from npu_weave.adapters.printable import printable_path
 from npu_weave.adapters.source_file import SourceFile, open_source
 from npu_weave.errors import AdapterFileError
 
@@ -71,28 +72,31 @@ def read_shard(path: Path) -> dict[str, StoredTensor]:
     """
     source = open_source(path)
     if source.size < 8:
-        raise AdapterFileError("FILE_TRUNCATED", str(path), expected="a safetensors file", got=f"{source.size} bytes")
-    start = bytes(source.read(0, 8))
-    if start.startswith(_ZIP_OR_PICKLE):
+        raise AdapterFileError(
+            "FILE_TRUNCATED", printable_path(path), expected="a safetensors file", got=f"{source.size} bytes"
+        )
+    start = bytes(source.read(0, min(9, source.size)))
+    # A header's length may begin with the same bytes, but then its JSON follows.
+    if start.startswith(_ZIP_OR_PICKLE) and start[8:] != b"{":
         raise AdapterFileError(
             "FILE_IS_PICKLE",
-            str(path),
+            printable_path(path),
             expected="a safetensors file",
             got="a pickle or zip archive, which can run code when loaded",
             remedy="save the tensors with safetensors",
         )
-    length = int.from_bytes(start, "little")
+    length = int.from_bytes(start[:8], "little")
     if length > MAX_HEADER_BYTES:
         raise AdapterFileError(
             "FILE_HEADER_TOO_LARGE",
-            str(path),
+            printable_path(path),
             expected=f"a header of at most {MAX_HEADER_BYTES} bytes",
             got=f"{length} bytes",
             remedy="check that this is a safetensors file",
         )
     if 8 + length > source.size:
         raise AdapterFileError(
-            "FILE_TRUNCATED", str(path), expected=f"a header of {length} bytes", got=f"{source.size} bytes"
+            "FILE_TRUNCATED", printable_path(path), expected=f"a header of {length} bytes", got=f"{source.size} bytes"
         )
     try:
         header = parse_json_object(bytes(source.read(8, length)))
@@ -100,12 +104,16 @@ def read_shard(path: Path) -> dict[str, StoredTensor]:
         end = _check_contiguous(tensors, 8 + length)
     except ValueError as reason:
         raise AdapterFileError(
-            "FILE_CORRUPT", str(path), expected="a valid safetensors header", got=str(reason)
+            "FILE_CORRUPT", printable_path(path), expected="a valid safetensors header", got=str(reason)
         ) from reason
     if end > source.size:
-        raise AdapterFileError("FILE_TRUNCATED", str(path), expected=f"{end} bytes", got=f"{source.size} bytes")
+        raise AdapterFileError(
+            "FILE_TRUNCATED", printable_path(path), expected=f"{end} bytes", got=f"{source.size} bytes"
+        )
     if end < source.size:
-        raise AdapterFileError("FILE_CORRUPT", str(path), expected=f"{end} bytes", got=f"{source.size} bytes")
+        raise AdapterFileError(
+            "FILE_CORRUPT", printable_path(path), expected=f"{end} bytes", got=f"{source.size} bytes"
+        )
     return {tensor.name: tensor for tensor in tensors}
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from npu_weave.adapters.printable import printable_path
 from npu_weave.errors import AdapterFileError
 
 
@@ -62,7 +63,10 @@ class SourceFile:
             self._check_unchanged(fd)
         if done < length:
             raise AdapterFileError(
-                "FILE_TRUNCATED", str(self.path), expected=f"{offset + length} bytes", got=f"{offset + done} bytes"
+                "FILE_TRUNCATED",
+                printable_path(self.path),
+                expected=f"{offset + length} bytes",
+                got=f"{offset + done} bytes",
             )
         return buffer
 
@@ -71,7 +75,7 @@ class SourceFile:
         if found != self.identity:
             raise AdapterFileError(
                 "FILE_CHANGED",
-                str(self.path),
+                printable_path(self.path),
                 expected="the file that was validated",
                 got="another file or other content",
                 remedy="never write into files in use: make a new directory and load it under a new revision",
@@ -95,17 +99,23 @@ def _descriptor(path: Path) -> Iterator[int]:
         # O_NONBLOCK: opening a named pipe must not wait for its writer.
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
-        raise AdapterFileError("FILE_MISSING", str(path), expected="a file", got="nothing at this path") from None
+        raise AdapterFileError(
+            "FILE_MISSING", printable_path(path), expected="a file", got="nothing at this path"
+        ) from None
     except (OSError, ValueError) as reason:
-        raise AdapterFileError("FILE_UNREADABLE", str(path), expected="a readable file", got=str(reason)) from reason
+        raise AdapterFileError(
+            "FILE_UNREADABLE", printable_path(path), expected="a readable file", got=str(reason)
+        ) from reason
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise AdapterFileError(
-                "FILE_NOT_REGULAR", str(path), expected="a regular file", got="a directory, device or pipe"
+                "FILE_NOT_REGULAR", printable_path(path), expected="a regular file", got="a directory, device or pipe"
             )
         yield fd
     except OSError as reason:
-        raise AdapterFileError("FILE_UNREADABLE", str(path), expected="a readable file", got=str(reason)) from reason
+        raise AdapterFileError(
+            "FILE_UNREADABLE", printable_path(path), expected="a readable file", got=str(reason)
+        ) from reason
     finally:
         os.close(fd)
 

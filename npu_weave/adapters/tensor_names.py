@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple
 
+from npu_weave.adapters.printable import printable
+
 Projection = Literal["gate", "up", "down"]
 Spelling = Literal["mlp", "block_sparse_moe"]
 
@@ -71,15 +73,3 @@ def describe_tensor(name: str) -> str:
     else:
         kind = "not an expert"
     return f"{printable(name)} ({kind})"
-
-
-def printable(text: str, limit: int = 160) -> str:
-    """`text` from a file one does not trust, fit for a terminal or a log: no control characters, not too long."""
-    safe = text if text.isprintable() else ascii(text)
-    return safe if len(safe) <= limit else f"{safe[:limit]}..."
-
-
-def name_some(names: list[str], limit: int = 5) -> str:
-    """The first names and how many more there are."""
-    shown = ", ".join(names[:limit])
-    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"
