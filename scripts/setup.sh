@@ -125,7 +125,7 @@ build_project() {
 
 check_imports() {
     cd "$VENV" # away from the checkout, so that only what is installed is found
-    python -c 'import torch, weave_ops, npu_weave._C, vllm; print(torch.ops.npu_weave.reroute, vllm.__version__)'
+    python -c 'import weave_ops, torch, npu_weave._C, vllm; print(torch.ops.npu_weave.reroute, vllm.__version__)'
 }
 
 main() {

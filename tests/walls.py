@@ -72,6 +72,8 @@ def inside(name: str, prefix: str) -> bool:
 
 def room_of(name: str) -> str:
     """The room a dotted name belongs to: `npu_weave.memory.pages` -> `npu_weave.memory`."""
+    if name == "npu_weave.__main__":  # `python -m npu_weave` is the command by another name
+        return "npu_weave.cli"
     parts = name.split(".")
     return ".".join(parts[:2]) if parts[0] == "npu_weave" else parts[0]
 
@@ -104,7 +106,7 @@ def imports(module: Module, known: frozenset[str]) -> Iterator[Import]:
             base = _absolute(module, node)
             for alias in node.names:
                 full = f"{base}.{alias.name}"
-                ours = full in known or alias.name == "_C" or room_of(full) in set().union(*FLOORS)
+                ours = full in known or alias.name == "_C"
                 yield Import(module, full if ours or base == "torch" else base, node.lineno)
         elif isinstance(node, ast.Call) and _is_dynamic_import(node.func) and node.args:
             first = node.args[0]

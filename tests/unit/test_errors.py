@@ -31,6 +31,13 @@ def string_constants(expression: ast.expr) -> list[str] | None:
     return None
 
 
+def tabled_codes(module: Module) -> list[str]:
+    """Codes that stand first in a tuple literal of a module: its table of statuses, or of checks and their codes."""
+    firsts = [node.elts[0] for node in ast.walk(module.tree) if isinstance(node, ast.Tuple) and node.elts]
+    texts = [text for first in firsts for text in string_constants(first) or ()]
+    return [text for text in texts if CODE.fullmatch(text)]
+
+
 def raised_codes(found: list[Module]) -> tuple[dict[str, set[str]], list[str]]:
     """(code -> names of the classes it is raised with, places whose code cannot be read off the source)."""
     codes: dict[str, set[str]] = defaultdict(set)
@@ -46,7 +53,9 @@ def raised_codes(found: list[Module]) -> tuple[dict[str, set[str]], list[str]]:
             if name not in KINDS:
                 continue
             literals = string_constants(node.args[0]) if node.args else None
-            if literals is None:
+            if literals is None and node.args and isinstance(node.args[0], ast.Name):
+                literals = tabled_codes(module)
+            if not literals:
                 unreadable.append(f"{module.path}:{node.lineno}: {name} with a code that is no literal")
             for literal in literals or ():
                 codes[literal].add(name)
@@ -118,8 +127,14 @@ def test_the_documentation_gives_the_right_exit_codes() -> None:
     assert sections == {(name, KINDS[name].exit_code) for name, _ in sections}
 
 
+TABLE = """
+for code, wrong in (("C_ONE", 1), ("C_TWO", 2), ("lower", 3)):
+    raise IntegrityError(code, "x")
+"""
+
+
 def test_codes_are_found_in_source(tmp_path: Path) -> None:
-    """The collector itself: literals, choices of literals, and codes that it cannot read."""
+    """The collector itself: literals, choices of literals, tables, and codes that it cannot read."""
     source = (
         "from npu_weave import errors\nfrom npu_weave.errors import ConfigError, DriverError\n"
         "def f(c, code):\n"
@@ -130,6 +145,8 @@ def test_codes_are_found_in_source(tmp_path: Path) -> None:
     )
     module = Module("npu_weave.memory.x", tmp_path / "x.py", False, ast.parse(source))
     codes, unreadable = raised_codes([module])
+    table = Module("npu_weave.memory.y", tmp_path / "y.py", False, ast.parse(TABLE))
+    assert raised_codes([table]) == ({"C_ONE": {"IntegrityError"}, "C_TWO": {"IntegrityError"}}, [])
     assert codes == {"A_ONE": {"ConfigError"}, "A_TWO": {"ConfigError"}, "B_ONE": {"DriverError"}}
     assert len(unreadable) == 1
     assert "x.py:7:" in unreadable[0]

@@ -106,7 +106,7 @@ def test_the_metadata_is_complete(wheel: Path) -> None:
 
 def test_the_installed_wheel_works(environment: Path, tmp_path: Path) -> None:
     code = """
-import json, sys, torch, npu_weave, npu_weave._C, weave_ops, weave_ops._C
+import json, weave_ops, weave_ops._C, torch, npu_weave, npu_weave._C
 ids = torch.tensor([[0, 2], [1, 0], [2, 1]])
 slots = torch.tensor([0, 2, 1], dtype=torch.int32)
 table = torch.tensor([[0, 1, 2], [3, 1, 4], [0, 5, 6]], dtype=torch.int32)
