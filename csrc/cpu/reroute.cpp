@@ -12,8 +12,8 @@
 namespace weave::cpu {
 namespace {
 
-// Expert ids a thread must have for itself before a second one is worth waking (measured: about 10 us of work).
-constexpr std::int64_t kGrainIds = 16384;
+// Expert ids a thread must have for itself before a second one is worth waking: some 50 us of work.
+constexpr std::int64_t kGrainIds = 32768;
 
 struct Shape {
   std::int64_t tokens, top_k, slots, experts;

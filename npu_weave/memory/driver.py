@@ -29,7 +29,7 @@ class DriverStats:
     reserved_bytes: int = 0
 
     @property
-    def page_bytes_total(self) -> int:
+    def created_bytes(self) -> int:
         """Physical memory in use, in bytes."""
         return self.pages * self.page_bytes
 

@@ -1,0 +1,124 @@
+"""The page pool: all or nothing, within the limit, and as many pages as the driver says."""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import pytest
+
+from npu_weave.errors import CapacityError, DriverError, IntegrityError
+from npu_weave.memory import FaultDriver, HostDriver, LimitDriver, PagePool
+
+MIB2 = 2 << 20
+
+
+def exhausted() -> pytest.RaisesExc[CapacityError]:
+    return pytest.RaisesExc(CapacityError, check=lambda error: error.code == "MEMORY_EXHAUSTED")
+
+
+def test_acquire_creates_and_release_destroys() -> None:
+    driver = HostDriver()
+    pool = PagePool(driver)
+    pages = pool.acquire(5)
+    assert pages == sorted(set(pages)) and len(pages) == 5
+    assert (pool.in_use, pool.idle, driver.stats().pages) == (5, 0, 5)
+    pool.release(pages[1:4])
+    assert (pool.in_use, pool.idle, driver.stats().pages) == (2, 0, 2)
+    pool.check_integrity()
+    assert pool.acquire(0) == []
+
+
+def test_the_limit_counts_whole_pages_and_gives_all_or_nothing() -> None:
+    driver = HostDriver()
+    pool = PagePool(driver, limit_bytes=4 * MIB2 + MIB2 - 1)
+    assert (pool.limit_pages, pool.available()) == (4, 4)
+    kept = pool.acquire(3)
+    with exhausted():
+        pool.acquire(2)
+    assert (pool.in_use, pool.available(), driver.stats().pages) == (3, 1, 3)
+    pool.release(kept[:1])
+    assert len(pool.acquire(2)) == 2
+    assert pool.available() == 0
+    pool.check_integrity()
+
+
+def test_without_a_limit_there_is_always_room() -> None:
+    pool = PagePool(HostDriver())
+    assert (pool.limit_pages, pool.available()) == (None, sys.maxsize)
+
+
+def test_a_driver_out_of_memory_is_a_capacity_error_and_leaves_nothing_behind() -> None:
+    driver = LimitDriver(HostDriver(), 3 * MIB2)
+    pool = PagePool(driver)
+    kept = pool.acquire(1)
+    with exhausted():
+        pool.acquire(3)
+    assert (pool.in_use, pool.idle, driver.stats().pages) == (1, 0, 1)
+    driver.limit_bytes = 4 * MIB2
+    pool.release(pool.acquire(3) + kept)
+    assert driver.stats().pages == 0
+
+
+@pytest.mark.parametrize("n", range(1, 6))
+def test_a_failure_at_any_page_of_acquire_leaves_the_pool_as_it_was(n: int) -> None:
+    driver = FaultDriver(HostDriver())
+    pool = PagePool(driver)
+    pool.preallocate(3)
+    pool.acquire(2)
+    driver.arm(("create_page", n))
+    with pytest.raises(DriverError, match="DRIVER_FAULT_INJECTED"):
+        pool.acquire(6)
+    assert (pool.in_use, pool.idle, driver.stats().pages) == (2, 1, 3)
+    pool.check_integrity()
+
+
+def test_preallocated_pages_stay_and_are_used_first() -> None:
+    driver = HostDriver()
+    pool = PagePool(driver, limit_bytes=8 * MIB2)
+    pool.preallocate(4)
+    assert (pool.in_use, pool.idle, driver.stats().pages, pool.available()) == (0, 4, 4, 8)
+    pages = pool.acquire(6)
+    assert driver.stats().pages == 6
+    pool.release(pages)
+    assert (pool.idle, driver.stats().pages) == (4, 4)
+    pool.preallocate(2)
+    assert driver.stats().pages == 4
+    with exhausted():
+        pool.preallocate(9)
+    pool.check_integrity()
+
+
+def test_pages_that_are_not_in_use_are_refused_before_anything_changes() -> None:
+    pool = PagePool(HostDriver())
+    first, second = pool.acquire(2)
+    for wrong in ([first, 999], [first, first]):
+        with pytest.raises(IntegrityError, match="PAGE_NOT_IN_USE"):
+            pool.release(wrong)
+    assert pool.in_use == 2
+    pool.release([first, second])
+    with pytest.raises(IntegrityError, match="PAGE_NOT_IN_USE"):
+        pool.release([first])
+
+
+def test_a_page_that_cannot_be_destroyed_is_kept_logged_and_used_again(caplog: pytest.LogCaptureFixture) -> None:
+    driver = FaultDriver(HostDriver())
+    pool = PagePool(driver, limit_bytes=2 * MIB2)
+    pages = pool.acquire(2)
+    driver.arm(("destroy_page", 1))
+    with caplog.at_level(logging.WARNING):
+        pool.release(pages)
+    assert "stays idle" in caplog.text
+    assert (pool.in_use, pool.idle, pool.available(), driver.stats().pages) == (0, 1, 2, 1)
+    pool.check_integrity()
+    pool.release(pool.acquire(2))
+    assert (pool.idle, driver.stats().pages) == (0, 0)
+
+
+def test_integrity_sees_a_page_made_behind_the_pool() -> None:
+    driver = HostDriver()
+    pool = PagePool(driver)
+    pool.check_integrity()
+    driver.create_page()
+    with pytest.raises(IntegrityError, match="POOL_INCONSISTENT"):
+        pool.check_integrity()
