@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from npu_weave import __version__
-from npu_weave.cli import adapter
+from npu_weave.cli import adapter, serve
 
 app = typer.Typer(
     name="npu-weave",
@@ -17,6 +17,7 @@ app = typer.Typer(
     help="Many ESFT adapters over one shared MoE base model.",
 )
 app.add_typer(adapter.app, name="adapter")
+app.command(name="serve", context_settings=serve.CONTEXT)(serve.serve)
 
 
 def _print_version(asked: bool) -> None:

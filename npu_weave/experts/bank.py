@@ -118,5 +118,3 @@ class ExpertBank:
     def _each(self, adapter: PackedAdapter, action: Callable[[ExpertLayer, int], None]) -> None:
         for index in adapter.layers:
             action(self.layers[index], index)
-
-

@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 
 import torch
-import weave_ops  # noqa: F401  (registers torch.ops.npu_weave)
 
+import weave_ops  # noqa: F401  (registers torch.ops.npu_weave)
 from npu_weave.errors import IntegrityError
 from npu_weave.experts.expert_map import ExpertMap
 from npu_weave.experts.packed import PackedLayer
@@ -30,6 +30,7 @@ class ExpertLayer:
         self.name = port.name
         self.num_experts = port.num_experts
         self.rows = RowAllocator(port.num_experts, adapter_rows)
+        self._page = pool.driver.granularity
         self.tensors: dict[str, VirtualTensor] = {}
         for name, weight in port.weights().items():
             self.tensors[name] = _move_in(weight, pool, port.num_experts + adapter_rows, f"{port.name}.{name}")
@@ -99,7 +100,12 @@ class ExpertLayer:
 
     def pages_bound(self, rows: int) -> int:
         """Most pages that any `rows` adapter rows of this layer can need, however they lie."""
-        return sum(_pages_bound(tensor, self.rows, rows) for tensor in self.tensors.values())
+        return sum(_pages_bound(tensor.row_bytes, self._page, self.rows, rows) for tensor in self.tensors.values())
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Address space of the tensors, in whole pages."""
+        return sum(math.ceil(tensor.tensor.nbytes / self._page) * self._page for tensor in self.tensors.values())
 
     def check_integrity(self) -> None:
         """Check rows against map, allocator and mappings.
@@ -130,13 +136,10 @@ def _move_in(weight: torch.Tensor, pool: PagePool, rows: int, name: str) -> Virt
     return tensor
 
 
-def _pages_bound(tensor: VirtualTensor, adapter: RowAllocator, rows: int) -> int:
-    page = tensor.pool.driver.granularity
-    span = math.ceil((adapter.first + adapter.count) * tensor.row_bytes / page)
-    span -= adapter.first * tensor.row_bytes // page
+def _pages_bound(row_bytes: int, page: int, adapter: RowAllocator, rows: int) -> int:
+    span = math.ceil((adapter.first + adapter.count) * row_bytes / page) - adapter.first * row_bytes // page
     # a row that starts inside a page can touch one page more than its length asks for
-    aligned = tensor.row_bytes % page == 0
-    per_row = tensor.row_bytes // page if aligned else (tensor.row_bytes - 2) // page + 2
+    per_row = row_bytes // page if row_bytes % page == 0 else (row_bytes - 2) // page + 2
     return min(rows * per_row, span)
 
 
@@ -148,7 +151,7 @@ def summary(layers: Mapping[int, ExpertLayer]) -> dict[str, int]:
     """Bytes over all layers: reserved address space, mapped pages, and what the live rows exactly need."""
     tensors = [tensor for layer in layers.values() for tensor in layer.tensors.values()]
     return {
-        "reserved_bytes": sum(tensor.tensor.nbytes for tensor in tensors),
+        "reserved_bytes": sum(layer.reserved_bytes for layer in layers.values()),
         "mapped_bytes": sum(tensor.mapped_bytes for tensor in tensors),
         "exact_bytes": sum(len(tensor.mapped_rows) * tensor.row_bytes for tensor in tensors),
     }

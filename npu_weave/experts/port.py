@@ -26,7 +26,10 @@ class MoELayerPort(Protocol):
     index: int
     name: str
     num_experts: int
-    max_rows: int | None
+
+    @property
+    def max_rows(self) -> int | None:
+        """See the class."""
 
     def weights(self) -> Mapping[str, torch.Tensor]:
         """The expert parameters by name, in kernel layout, ``[num_experts, ...]`` each."""

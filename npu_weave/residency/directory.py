@@ -89,10 +89,10 @@ class AdapterDirectory:
         """
         with self._lock:
             current = self._current.get(public_id)
-            if current is not None and current.name == name:
-                if path == current.path or path in self._former_paths.get(public_id, ()):
-                    current.last_used = next(self._clock)
-                    return current
+            former = self._former_paths.get(public_id, set())
+            if current is not None and current.name == name and (path == current.path or path in former):
+                current.last_used = next(self._clock)
+                return current
             asked = (public_id, name, path)
             opening = (r for r in self._revisions.values() if r.opening and (r.public_id, r.name, r.path) == asked)
             return next(opening, None)

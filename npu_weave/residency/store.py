@@ -133,7 +133,9 @@ class AdapterStore:
         for revision, slot in self._slot_of.items():
             for index, packed in self.staged[revision].layers.items():
                 if tuple(self.bank.layers[index].map.rows_of(slot)) != packed.experts:
-                    raise IntegrityError("MAP_INCONSISTENT", f"slot {slot}, layer {index}", expected=str(packed.experts))
+                    raise IntegrityError(
+                        "MAP_INCONSISTENT", f"slot {slot}, layer {index}", expected=str(packed.experts)
+                    )
         self.bank.check_integrity()
 
     def _free_slot(self) -> int | None:

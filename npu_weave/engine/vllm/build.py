@@ -33,23 +33,19 @@ def build_bank(ports: Sequence[MoELayerPort], config: WeaveConfig, *, slots: int
     pool = PagePool(driver, limit)
     layers = [ExpertLayer(port, pool, adapter_rows=adapter_rows, slots=slots) for port in ports]
     bank = ExpertBank(layers, pool, slots=slots, verify=config.verify_loads)
-    memory = bank.memory()
-    logger.info(
-        "npu-weave: %d MoE layers of %d base experts + %d adapter rows, %d adapter slots; "
-        "reserved %.2f GiB of address space, mapped %.2f GiB in %d pages of %d MiB (%s driver); "
-        "adapter memory limit %s",
-        len(layers),
-        ports[0].num_experts,
-        adapter_rows,
-        slots,
-        memory["reserved_bytes"] / 2**30,
-        memory["mapped_bytes"] / 2**30,
-        memory["pages"],
-        driver.granularity >> 20,
-        driver.name,
-        f"{config.adapter_memory / 2**30:.2f} GiB" if config.adapter_memory else "none",
-    )
+    logger.info("npu-weave: %s", _describe(bank, ports, adapter_rows, config))
     return bank
+
+
+def _describe(bank: ExpertBank, ports: Sequence[MoELayerPort], adapter_rows: int, config: WeaveConfig) -> str:
+    memory, page = bank.memory(), bank.pool.driver.granularity
+    limit = "no limit" if config.adapter_memory is None else f"at most {config.adapter_memory / 2**20:.0f} MiB"
+    return (
+        f"{len(ports)} MoE layers of {ports[0].num_experts} base experts and {adapter_rows} adapter rows, "
+        f"{bank.slots} adapter slots; reserved {memory['reserved_bytes'] / 2**20:.0f} MiB of address space, "
+        f"mapped {memory['mapped_bytes'] / 2**20:.0f} MiB of memory in {memory['pages']} pages of {page >> 20} MiB "
+        f"({bank.pool.driver.name} driver), {limit} on adapter memory"
+    )
 
 
 def choose_adapter_rows(ports: Sequence[MoELayerPort], wanted: int | None, *, slots: int) -> int:
@@ -68,7 +64,7 @@ def choose_adapter_rows(ports: Sequence[MoELayerPort], wanted: int | None, *, sl
         raise ConfigError(
             "ROWS_BEYOND_KERNEL",
             "npu_weave.adapter_rows",
-            expected=f"1 to {most} (the kernel addresses {base + (most or 0)} rows with 32 bits, {base} are the base's)",
+            expected=f"1 to {most} (its kernel addresses {base + (most or 0)} rows with 32 bits, {base} for the base)",
             got=str(wanted),
             remedy=f"set adapter_rows to at most {most}, or raise --tensor-parallel-size",
         )

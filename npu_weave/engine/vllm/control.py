@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vllm.logger import init_logger
 from vllm.lora.request import LoRARequest
 
 from npu_weave.adapters.adapter import open_adapter
+from npu_weave.adapters.checkpoint import base_fingerprint
 from npu_weave.adapters.geometry import MoEGeometry
 from npu_weave.adapters.paths import resolve_adapter_path, validate_adapter_name
 from npu_weave.config import WeaveConfig
@@ -80,7 +83,7 @@ class AdapterControl:
         self.collect()
         return True
 
-    def list(self) -> set[int]:
+    def public_ids(self) -> set[int]:
         """Public ids in service."""
         return self._directory.public_ids()
 
@@ -146,7 +149,9 @@ class AdapterControl:
     # --- called on the input thread ---
 
     def admit(self, request: EngineCoreRequest) -> None:
-        """Exchange the request's LoRARequest for its revision. Mutates `request`; must precede the hashing of its tokens.
+        """Exchange the request's LoRARequest for its revision. Must precede the hashing of its tokens.
+
+        Mutates `request`.
 
         Raises:
             WeaveError: the adapter is not loaded and cannot be opened.
@@ -168,10 +173,18 @@ class AdapterControl:
 
     # --- inside ---
 
+    @cached_property
+    def _base_fingerprint(self) -> str | None:
+        """Of the base model, where its checkpoint is a directory here; adapters that note their base are held to it."""
+        model = Path(self._core.vllm_config.model_config.model)
+        return base_fingerprint(model) if model.is_dir() else None
+
     def _open(self, request: LoRARequest) -> Revision:
         validate_adapter_name(request.lora_name)
         path = resolve_adapter_path(request.lora_path, self._config.allowed_roots)
-        adapter = open_adapter(path, self._geometry, allowed_roots=self._config.allowed_roots)
+        adapter = open_adapter(
+            path, self._geometry, allowed_roots=self._config.allowed_roots, base_fingerprint=self._base_fingerprint
+        )
         return self._directory.create(request.lora_int_id, request.lora_name, request.lora_path, adapter.digest)
 
     def _stage(self, revision: Revision) -> None:

@@ -1,4 +1,4 @@
-"""What each patch puts in place; `patches` says why. Every replacement falls back to vLLM's own code without our key."""
+"""What each patch puts in place; `patches` says why. Without our key, every replacement runs vLLM's own code."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def check_engine_config(module: ModuleType) -> None:
 
                 patches.require()
                 settings.check_settings(vllm_config, config)
+                patches.report()
             return vllm_config
 
         return create_engine_config
@@ -182,7 +183,7 @@ def _refused_under_control(original: _Method) -> _Method:
 _CORE_ACTIONS: dict[str, Callable[..., Any]] = {
     "add_lora": lambda control, core, original, request: control.add(request),
     "remove_lora": lambda control, core, original, lora_id: control.remove(lora_id),
-    "list_loras": lambda control, core, original: control.list(),
+    "list_loras": lambda control, core, original: control.public_ids(),
     "pin_lora": lambda control, core, original, lora_id: control.pin(lora_id),
     "preprocess_add_request": _preprocess,
     "add_request": _add_request,

@@ -195,8 +195,8 @@ class WeaveAdapterManager:
         layers: dict[int, PackedLayer] = {}
         for index, experts in adapter.experts.items():
             if experts:
-                weights = self._ports[index].pack([adapter.expert(index, expert) for expert in experts])
-                layers[index] = PackedLayer(tuple(experts), weights)
+                tensors = [adapter.expert(index, expert) for expert in experts]
+                layers[index] = PackedLayer(tuple(experts), self._ports[index].pack(tensors))
         if adapter.digest != digest:
             raise AdapterError(
                 "ADAPTER_CHANGED",

@@ -96,6 +96,14 @@ def status() -> dict[str, str]:
     return dict(_applied)
 
 
+def report() -> None:
+    """Log what is patched."""
+    from vllm.logger import init_logger
+
+    logger = init_logger("vllm.npu_weave")
+    logger.info("npu-weave patched %s", "; ".join(f"{patch.module}: {patch.target}" for patch in PATCHES))
+
+
 def require() -> None:
     """Make sure that this vLLM is one the patches were written for, and that none was refused.
 

@@ -122,7 +122,9 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         "--cpu-offload-gb",
-        lambda config: config.offload_config.uva.cpu_offload_gb > 0 or config.offload_config.prefetch.offload_group_size > 0,
+        lambda config: (
+            config.offload_config.uva.cpu_offload_gb > 0 or config.offload_config.prefetch.offload_group_size > 0
+        ),
         "offloaded weights are copied whole, holes included",
         "drop the offload options",
     ),
@@ -140,8 +142,9 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         "--model-impl transformers",
-        lambda config: str(getattr(config.model_config.model_impl, "value", config.model_config.model_impl))
-        == "transformers",
+        lambda config: (
+            str(getattr(config.model_config.model_impl, "value", config.model_config.model_impl)) == "transformers"
+        ),
         "its MoE layers are built another way",
         "use --model-impl vllm",
     ),
