@@ -53,7 +53,6 @@ class SourceFile:
         """
         buffer = bytearray(length)
         with _descriptor(self.path) as fd:
-            self._check_unchanged(fd)
             done = 0
             while done < length:
                 count = os.preadv(fd, [memoryview(buffer)[done:]], offset + done)

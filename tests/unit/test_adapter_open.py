@@ -7,6 +7,7 @@ import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -143,3 +144,21 @@ def test_a_file_that_changes_after_opening_is_detected(tmp_path: Path, how: str)
     assert caught.value.code == ("FILE_MISSING" if how == "removed" else "FILE_CHANGED")
     with pytest.raises(WeaveError):
         _ = adapter.digest
+
+
+def test_a_file_that_changes_during_a_read_is_detected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = write_adapter(tmp_path, EXPERTS) / "model.safetensors"
+    adapter = open_adapter(tmp_path, GEOMETRY)
+    read = os.preadv
+
+    def read_then_change(*arguments: Any) -> int:
+        count = read(*arguments)
+        before = shard.stat().st_mtime_ns
+        shard.write_bytes(bytes(shard.stat().st_size))
+        os.utime(shard, ns=(before + 1, before + 1))
+        return count
+
+    monkeypatch.setattr(os, "preadv", read_then_change)
+    with pytest.raises(WeaveError) as caught:
+        adapter.expert(2, 4)
+    assert caught.value.code == "FILE_CHANGED"

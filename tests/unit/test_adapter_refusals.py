@@ -230,6 +230,7 @@ def header_of(entries: dict[str, Any], data: bytes) -> bytes:
         header_of({"a": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 2]}}, b"\0" * 4),
         header_of({"a": {"dtype": "BF17", "shape": [2], "data_offsets": [0, 4]}}, b"\0" * 4),
         header_of({"a": {"dtype": "BF16", "shape": [2], "data_offsets": [2, 6]}}, b"\0" * 6),
+        header_of({"a": {"dtype": "BF16", "shape": [2], "data_offsets": [2, 6]}}, b"\0" * 4),
         header_of({"a": {"dtype": "BF16", "shape": [2], "data_offsets": [0, 4]}}, b"\0" * 5),
         header_of({"a": {"dtype": "BF16", "shape": [-2], "data_offsets": [4, 0]}}, b"\0" * 4),
         header_of({"a": {"dtype": "BF16", "shape": [True], "data_offsets": [0, 2]}}, b"\0" * 2),
