@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from npu_weave import __version__
-from npu_weave.cli import adapter, serve
+from npu_weave.cli import adapter, memory, serve
 
 app = typer.Typer(
     name="npu-weave",
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 app.add_typer(adapter.app, name="adapter")
 app.command(name="serve", context_settings=serve.CONTEXT)(serve.serve)
+app.command(name="memory")(memory.memory)
 
 
 def _print_version(asked: bool) -> None:
