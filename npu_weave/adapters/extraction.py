@@ -83,4 +83,4 @@ def _write_shards(
 
 
 def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(value) + "\n", encoding="utf-8")

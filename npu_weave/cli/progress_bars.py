@@ -13,17 +13,18 @@ from tqdm import tqdm
 def progress_bars() -> Iterator[Callable[[str, int, int], None]]:
     """Yields a callback `(stage, done, total)` [bytes] that draws one bar a stage on stderr, if that is a terminal."""
     bar: tqdm | None = None
+    drawn = ""
     visible = sys.stderr.isatty()
 
     def show(stage: str, done: int, total: int) -> None:
-        nonlocal bar
+        nonlocal bar, drawn
         if not visible:
             return
-        if bar is None or bar.desc != stage:
+        if bar is None or drawn != stage:
             if bar is not None:
                 bar.close()
-            bar = tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, file=sys.stderr, leave=False)
-            bar.desc = stage
+            drawn = stage
+            bar = tqdm(desc=stage, total=total, unit="B", unit_scale=True, unit_divisor=1024, leave=False)
         bar.update(done - bar.n)
 
     try:

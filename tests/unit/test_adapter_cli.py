@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import struct
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +140,21 @@ def test_wrong_usage_exits_with_2(files: Path) -> None:
 def test_python_m_npu_weave() -> None:
     done = subprocess.run([sys.executable, "-m", "npu_weave", "--version"], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == (f"{__version__}\n", "")
+
+
+def test_bars_are_drawn_on_a_terminal_only(files: Path) -> None:
+    terminal, its_end = os.openpty()
+    fcntl.ioctl(its_end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    command = [sys.executable, "-m", "npu_weave", "adapter", "merge", "--base", files / "base"]
+    command += ["--adapter", files / "adapter", "--json", "--out"]
+    done = subprocess.run([*command, files / "one"], stdout=subprocess.PIPE, stderr=its_end, text=True, check=True)
+    os.close(its_end)
+    drawn = os.read(terminal, 1 << 16).decode()
+    os.close(terminal)
+    assert "merge:" in drawn and "%" in drawn
+    assert json.loads(done.stdout)["replaced"] == 3
+    piped = subprocess.run([*command, files / "two"], capture_output=True, text=True, check=True)
+    assert piped.stderr == ""
 
 
 @pytest.mark.parametrize(
