@@ -80,11 +80,16 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     assert "weave_ops" in tops
     assert tops <= {"npu_weave", "weave_ops", "weave_lab", "weave_bench"}
     assert [name for name in names if name.endswith((".cpp", ".h", ".o", ".pyc"))] == []
-    ours = {module.name for module in modules(ROOT)}
-    packed = {
-        name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in names if name[-3:] == ".py"
+    packages = [(ROOT, ROOT / "npu_weave"), *((ROOT / "python", path) for path in (ROOT / "python").iterdir())]
+    written = {
+        str(file.relative_to(base))
+        for base, package in packages
+        for file in package.rglob("*")
+        if file.is_file() and file.suffix not in {".so", ".pyc"} and "egg-info" not in str(file)
     }
-    assert packed == ours
+    packed = {name for name in names if ".dist-info/" not in name and not name.endswith(".so")}
+    assert packed == written
+    assert "npu_weave/py.typed" in packed
 
 
 def test_the_metadata_is_complete(wheel: Path) -> None:
