@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from npu_weave.residency.footprint_source import FootprintSource
 
 SMALL_MODEL = Path("models/weave-tiny")
+CACHED_MODEL = Path("npu-weave/weave-tiny")
 DEFAULT_GEOMETRY = "deepseek-v2-lite"
 
 
@@ -38,7 +40,7 @@ def memory(
 ) -> None:
     """Measure what expert weights and adapters cost in physical memory.
 
-    Without --base and --geometry: the small model under models/weave-tiny, where it is, and DeepSeek-V2-Lite's shape.
+    Without --base and --geometry: the project's small model, where it has been made, and DeepSeek-V2-Lite's shape.
     """
     from npu_weave.residency.footprint import measure_footprint
 
@@ -71,7 +73,7 @@ def _sources(
         geometry = DEFAULT_GEOMETRY
         small = _small_model()
         if small is None:
-            typer.echo(f"{SMALL_MODEL}/base is not here, so only the geometry is measured", err=True)
+            typer.echo(f"no small model in {SMALL_MODEL}: only the geometry is measured", err=True)
         else:
             base, adapters = small / "base", sorted(path for path in (small / "adapters").glob("*") if path.is_dir())
     if base is not None:
@@ -82,6 +84,7 @@ def _sources(
 
 
 def _small_model() -> Path | None:
-    """The project's own small model, below the working directory or beside the package in a checkout."""
-    places = (Path(), Path(__file__).resolve().parents[2])
-    return next((place / SMALL_MODEL for place in places if (place / SMALL_MODEL / "base").is_dir()), None)
+    """The project's own small model: below the working directory, beside the package in a checkout, or in the cache."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    places = (SMALL_MODEL, Path(__file__).resolve().parents[2] / SMALL_MODEL, cache / CACHED_MODEL)
+    return next((place for place in places if (place / "base" / "config.json").is_file()), None)

@@ -89,10 +89,20 @@ def test_without_arguments_it_measures_the_small_model_and_the_geometry(files: P
 
 def test_without_the_small_model_it_says_so(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(command, "SMALL_MODEL", files / "nowhere")
+    monkeypatch.setattr(command, "CACHED_MODEL", files / "nowhere")
     result = run("--layers", 1)
     assert result.exit_code == 0
-    assert "nowhere/base is not here" in result.stderr
+    assert "no small model in" in result.stderr
     assert result.stdout.count("Expert weights of") == 1
+
+
+def test_the_small_model_may_be_in_the_cache(files: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(command, "SMALL_MODEL", files / "nowhere")
+    (files.parent / "npu-weave").mkdir()
+    files.rename(files.parent / "npu-weave/weave-tiny")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(files.parent))
+    model, _ = run_json("--layers", 1)
+    assert [step["added"] for step in model["measured"]] == [None, "first", "second"]
 
 
 def test_tables_say_what_is_measured_and_what_is_not(files: Path) -> None:
