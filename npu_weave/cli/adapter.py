@@ -38,7 +38,7 @@ def inspect(
         {
             "experts": f"{summary.total} in {sum(1 for ids in summary.experts.values() if ids)} layers, "
             f"at most {summary.largest} in one, sparsity {summary.sparsity:.2f}",
-            "size": f"{human_bytes(summary.nbytes)} in {len(summary.shards)} files",
+            "size": f"{human_bytes(summary.nbytes)} in {len(summary.shards)} file{'s' if len(summary.shards) > 1 else ''}",
             "weights": f"{', '.join(summary.dtypes)}; {shapes}",
             "base": summary.base_fingerprint or "not noted",
             "digest": summary.digest,

@@ -67,6 +67,7 @@ def test_inspect(files: Path) -> None:
     text = run("inspect", files / "adapter")
     assert text.exit_code == 0
     assert "3 in 2 layers, at most 2 in one, sparsity 0.25" in text.stdout
+    assert "in 1 file " in text.stdout
     assert said["digest"] in text.stdout
     assert "0 3" in text.stdout
 
