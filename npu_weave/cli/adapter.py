@@ -33,12 +33,13 @@ def inspect(
         print_json(summary.to_dict())
         return
     shapes = "; ".join(f"{name} {', '.join(str(list(one)) for one in found)}" for name, found in summary.shapes.items())
+    files = "1 file" if len(summary.shards) == 1 else f"{len(summary.shards)} files"
     print_fields(
         summary.path,
         {
             "experts": f"{summary.total} in {sum(1 for ids in summary.experts.values() if ids)} layers, "
             f"at most {summary.largest} in one, sparsity {summary.sparsity:.2f}",
-            "size": f"{human_bytes(summary.nbytes)} in {len(summary.shards)} file{'s' if len(summary.shards) > 1 else ''}",
+            "size": f"{human_bytes(summary.nbytes)} in {files}",
             "weights": f"{', '.join(summary.dtypes)}; {shapes}",
             "base": summary.base_fingerprint or "not noted",
             "digest": summary.digest,
