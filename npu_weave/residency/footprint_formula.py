@@ -31,7 +31,7 @@ class Need:
 
     @property
     def fragmentation(self) -> float:
-        """Padded over exact, ``F_mem`` in section 4.2 of the ExpertWeave paper (arXiv 2508.17624)."""
+        """Padded over exact: ``F_mem`` of the ExpertWeave paper (arXiv 2508.17624)."""
         return self.padded_bytes / self.exact_bytes
 
 

@@ -1,4 +1,4 @@
-"""Made-up sets of experts with the statistics of the adapters in the ExpertWeave paper (arXiv 2508.17624, table 1)."""
+"""Made-up sets of experts with the statistics of the adapters in the ExpertWeave paper (arXiv 2508.17624)."""
 
 from __future__ import annotations
 
