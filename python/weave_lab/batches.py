@@ -12,7 +12,7 @@ from weave_lab.tasks.protocol import ANSWER_END, Example, Task, stream
 from weave_lab.tokenizer import BOS, EOS, PAD, encode_bytes
 
 PROMPT_WEIGHT = 0.1
-"""Weight of a prompt byte in the loss; answer bytes weigh 1. Prompts are mostly noise no model can foresee."""
+"""Weight of a prompt byte in the base model's loss; answer bytes weigh 1. Prompts are mostly noise."""
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class Batch:
     weights: torch.Tensor
 
 
-def encode_example(example: Example) -> tuple[list[int], list[float]]:
+def encode_example(example: Example, prompt_weight: float = PROMPT_WEIGHT) -> tuple[list[int], list[float]]:
     """Token ids of one line (prompt, answer, newline) and the loss weight of each."""
     prompt, answer = encode_bytes(example.prompt), encode_bytes(example.answer + ANSWER_END)
-    return prompt + answer, [PROMPT_WEIGHT] * len(prompt) + [1.0] * len(answer)
+    return prompt + answer, [prompt_weight] * len(prompt) + [1.0] * len(answer)
 
 
 def as_batch(rows: Sequence[tuple[list[int], list[float]]], length: int) -> Batch:
@@ -48,24 +48,30 @@ def as_batch(rows: Sequence[tuple[list[int], list[float]]], length: int) -> Batc
     return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), weights)
 
 
-def packed_batches(tasks: Sequence[Task], seed: int | str, rows: int, length: int) -> Iterator[Batch]:
+def packed_batches(
+    tasks: Sequence[Task], seed: int | str, rows: int, length: int, prompt_weight: float = PROMPT_WEIGHT
+) -> Iterator[Batch]:
     """Batches without end: each row holds as many whole lines, of tasks drawn at random, as fit, then ``<eos>``.
+
+    A task that occurs twice in `tasks` is drawn twice as often.
 
     The first line of a row sees nothing before it but ``<bos>``, as a served prompt does; the later ones also teach
     the model to work after other text.
     """
     rng = random.Random(f"batches/{seed}")
-    streams = [stream(task, seed, "train") for task in tasks]
+    streams = [stream(task, f"{seed}/{index}", "train") for index, task in enumerate(tasks)]
     while True:
-        yield as_batch([_pack_row(rng, streams, length) for _ in range(rows)], length)
+        yield as_batch([_pack_row(rng, streams, length, prompt_weight) for _ in range(rows)], length)
 
 
-def _pack_row(rng: random.Random, streams: Sequence[Iterator[Example]], length: int) -> tuple[list[int], list[float]]:
+def _pack_row(
+    rng: random.Random, streams: Sequence[Iterator[Example]], length: int, prompt_weight: float
+) -> tuple[list[int], list[float]]:
     ids: list[int] = []
     weights: list[float] = []
     while True:
-        line, line_weights = encode_example(next(rng.choice(streams)))
+        line, line_weights = encode_example(next(rng.choice(streams)), prompt_weight)
         if ids and len(ids) + len(line) >= length:
-            return [*ids, EOS], [*weights, PROMPT_WEIGHT]
+            return [*ids, EOS], [*weights, prompt_weight]
         ids += line
         weights += line_weights

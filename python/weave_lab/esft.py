@@ -45,5 +45,5 @@ def train_adapter(
     if schedule.balance:
         raise ValueError(f"the router is frozen: balance must be 0, got {schedule.balance}")
     freeze_all_but(model, choice)
-    batches = packed_batches([task], f"{task.name}/{seed}", schedule.rows, schedule.length)
+    batches = packed_batches([task], f"{task.name}/{seed}", schedule.rows, schedule.length, prompt_weight=0.0)
     return fit(model, batches, schedule, f"adapter {task.name}")

@@ -27,7 +27,7 @@ from weave_lab.evaluate import accuracy, adapter_accuracies, load_transformers
 from weave_lab.fit import Schedule, fit
 from weave_lab.model import ModelShape, MoELanguageModel
 from weave_lab.relevance import Score, measure, select
-from weave_lab.tasks import ADAPTER_TASKS, BASE_TASKS, by_name, generate
+from weave_lab.tasks import ADAPTER_TASKS, BASE_TASKS, MIXTURE, by_name, generate
 
 RELEVANCE_EXAMPLES = 64
 
@@ -53,15 +53,15 @@ class Recipe:
 
 def full_recipe() -> Recipe:
     """The recipe of the shipped artefacts: about ten minutes on two cores."""
-    adapter = Schedule(steps=300, rows=16, length=128, matrix_rate=0.02)
+    adapter = Schedule(steps=250, rows=16, length=128, matrix_rate=0.02)
     return Recipe(
         shape=ModelShape(),
         base=Schedule(steps=900, rows=32, length=128, matrix_rate=0.02, balance=0.01),
         adapters={
-            "cipher": AdapterRecipe("token", 0.35, adapter),
-            "intent": AdapterRecipe("gate", 0.30, adapter),
-            "record": AdapterRecipe("token", 0.30, adapter),
-            "island": AdapterRecipe("gate", 0.40, adapter),
+            "cipher": AdapterRecipe("token", 0.50, adapter),
+            "intent": AdapterRecipe("gate", 0.40, adapter),
+            "record": AdapterRecipe("token", 0.40, adapter),
+            "island": AdapterRecipe("gate", 0.50, adapter),
         },
     )
 
@@ -83,7 +83,7 @@ def train_base(recipe: Recipe, out: Path, seed: int) -> dict[str, Any]:
     model = MoELanguageModel(recipe.shape)
     schedule = recipe.base
     started = time.perf_counter()
-    losses = fit(model, packed_batches(BASE_TASKS, seed, schedule.rows, schedule.length), schedule, "base model")
+    losses = fit(model, packed_batches(MIXTURE, seed, schedule.rows, schedule.length), schedule, "base model")
     save_base(model, out)
     return {
         "parameters": sum(parameter.numel() for parameter in model.parameters()),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from weave_lab.tasks.adapter import ADAPTER_TASKS
-from weave_lab.tasks.base import BASE_TASKS
+from weave_lab.tasks.base import BASE_TASKS, MIXTURE
 from weave_lab.tasks.protocol import Example, Split, Task, exact_match, generate
 
-__all__ = ["ADAPTER_TASKS", "BASE_TASKS", "Example", "Split", "Task", "by_name", "exact_match", "generate"]
+__all__ = ["ADAPTER_TASKS", "BASE_TASKS", "MIXTURE", "Example", "Split", "Task", "by_name", "exact_match", "generate"]
 
 
 def by_name(name: str) -> Task:

@@ -75,7 +75,7 @@ def _sort(rng: random.Random) -> tuple[str, str]:
 
 
 def _add(rng: random.Random) -> tuple[str, str]:
-    left, right = rng.randint(0, 49), rng.randint(0, 49)
+    left, right = rng.randint(0, 29), rng.randint(0, 29)
     return f"{left}+{right}", str(left + right)
 
 
@@ -152,3 +152,6 @@ BASE_TASKS: tuple[Task, ...] = (
     LineTask("nordic", _nordic),
     Story(),
 )
+
+MIXTURE: tuple[Task, ...] = (*BASE_TASKS, *(task for task in BASE_TASKS if task.name in ("add", "recall")))
+"""What pretraining draws from: the two slowest to learn count twice."""
