@@ -10,6 +10,8 @@
 One schema an operator (`schema`), one meaning (`reference`), several backends, picked by the device of the tensors.
 """
 
+import torch  # noqa: F401  (its libraries must be loaded before the extension that is linked to them)
+
 from weave_ops import _C, meta, schema
 
 # In whatever order these are imported: a kernel may be registered before its operator is defined.

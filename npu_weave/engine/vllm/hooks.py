@@ -95,6 +95,7 @@ def control_adapters(module: ModuleType) -> None:
     core = module.EngineCore
     for name, action in _CORE_ACTIONS.items():
         _replace(core, name, functools.partial(_controlled, action))
+    core.npu_weave_memory = _memory
     for name in ("save_sharded_state", "compute_weight_checksums"):
         _replace(core, name, _refused_under_control)
 
@@ -134,6 +135,12 @@ def control_of(core: Any) -> Any:
             control = AdapterControl(core, config)
         core.__dict__["_npu_weave_control"] = control
         return control
+
+
+def _memory(core: Any) -> list[dict[str, int]]:
+    """Utility ``npu_weave_memory``: every worker's bytes and counts; an empty list without our key."""
+    control = control_of(core)
+    return [] if control is None else control.memory()
 
 
 def _preprocess(control: Any, core: Any, original: _Method, request: Any) -> Any:

@@ -1,0 +1,28 @@
+"""What the engine tests share: model families, and plain vLLM as the truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fixtures.plain_vllm import Answers, Batch, references
+from fixtures.tiny_models import TinyFamily, make_family
+
+
+@pytest.fixture(scope="session")
+def families(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TinyFamily]:
+    """Makes the family of a model type, once."""
+    root = tmp_path_factory.mktemp("families")
+    return lambda kind, adapters=4: make_family(kind, root, adapters)
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[Any, Answers]]:
+    """Runs plain vLLM; see `fixtures.plain_vllm.references`."""
+
+    def run(models: Mapping[Any, Path], batches: Mapping[str, Batch], **engine: Any) -> dict[Any, Answers]:
+        return references(models, batches, tmp_path_factory.mktemp("plain"), **engine)
+
+    return run
