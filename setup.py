@@ -8,7 +8,7 @@ from torch.utils.cpp_extension import BuildExtension, CppExtension
 TORCH_MINOR = ".".join(torch_version.split(".")[:2])
 
 # -fopenmp stays out of the link: the OpenMP runtime must be the one torch brings, which is there by then.
-COMPILE = ["-O3", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fopenmp", "-fvisibility=hidden"]
+COMPILE = ["-O3", "-g0", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fopenmp", "-fvisibility=hidden"]
 
 EXTENSIONS = {
     "npu_weave._C": [

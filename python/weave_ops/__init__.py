@@ -12,7 +12,8 @@ One schema an operator (`schema`), one meaning (`reference`), several backends, 
 
 import torch  # noqa: F401  (its libraries must be loaded before the extension that is linked to them)
 
+import torch  # noqa: F401  # first: it brings the libraries that the compiled kernels need
+
 from weave_ops import _C, meta, schema
 
-# In whatever order these are imported: a kernel may be registered before its operator is defined.
 __all__ = ["_C", "meta", "schema"]

@@ -217,7 +217,7 @@ def test_both_forms_compile_whole_with_dynamic_shapes() -> None:
 
 def test_import_alone_registers_the_operators() -> None:
     code = (
-        "import sys, torch, weave_ops; assert torch.ops.npu_weave.reroute.default and torch.ops.npu_weave.reroute_;"
+        "import sys, weave_ops, torch; assert torch.ops.npu_weave.reroute.default and torch.ops.npu_weave.reroute_;"
         "assert not [m for m in sys.modules if m.split('.')[0] in ('vllm', 'npu_weave')]"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
