@@ -12,8 +12,6 @@ One schema an operator (`schema`), one meaning (`reference`), several backends, 
 
 import torch  # noqa: F401  (its libraries must be loaded before the extension that is linked to them)
 
-import torch  # noqa: F401  # first: it brings the libraries that the compiled kernels need
-
 from weave_ops import _C, meta, schema
 
 __all__ = ["_C", "meta", "schema"]
