@@ -1,0 +1,70 @@
+"""Requests over HTTP, many at a time, and what came back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+from tqdm import tqdm
+
+AT_ONCE = 32
+
+
+@dataclass(frozen=True)
+class Request:
+    """One completion asked of `model`: greedy, up to the newline that ends an answer."""
+
+    model: str
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a server answered: text, token ids and the log-probability of each token."""
+
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+def send(url: str, requests: Sequence[Request], title: str) -> list[Reply]:
+    """Send all `requests` to one server, `AT_ONCE` at a time, and collect the replies in order.
+
+    Raises:
+        httpx.HTTPStatusError: the server refused one.
+    """
+    return asyncio.run(_send(url, requests, title))
+
+
+async def _send(url: str, requests: Sequence[Request], title: str) -> list[Reply]:
+    gate = asyncio.Semaphore(AT_ONCE)
+    with tqdm(total=len(requests), desc=title, unit="req", disable=None) as bar:
+        async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+
+            async def one(request: Request) -> Reply:
+                async with gate:
+                    reply = await _complete(client, request)
+                bar.update()
+                return reply
+
+            return list(await asyncio.gather(*(one(request) for request in requests)))
+
+
+async def _complete(client: httpx.AsyncClient, request: Request) -> Reply:
+    body: dict[str, Any] = {
+        "model": request.model,
+        "prompt": request.prompt,
+        "max_tokens": 96,
+        "temperature": 0,
+        "stop": ["\n"],
+        "include_stop_str_in_output": True,
+        "logprobs": 0,
+        "return_token_ids": True,
+    }
+    response = await client.post("/v1/completions", json=body)
+    response.raise_for_status()
+    choice = response.json()["choices"][0]
+    return Reply(choice["text"], tuple(choice["token_ids"]), tuple(choice["logprobs"]["token_logprobs"]))
