@@ -31,8 +31,9 @@ class WeaveConfig(BaseModel):
         adapter_rows: rows of every MoE layer's virtual weight tensor set aside for adapters, beyond the base
             experts. Address space only: an unused row costs no memory. None takes as many as `max_loras` adapters
             that tune every expert would need, or the most the engine's kernel can address, whichever is less.
-        adapter_memory: limit in bytes on the physical memory of adapter experts on a device, per worker; also as
-            text ("512MiB", "4GiB"). None sets no limit of its own.
+        adapter_memory: physical memory in bytes for adapter experts, per worker; also as text ("512MiB", "4GiB").
+            It is taken at start, before the engine sizes its KV cache, and never exceeded. None takes memory as
+            adapters come and gives it back as they go.
         allowed_roots: directories below which adapters may lie. None allows any path, and is refused while the
             engine accepts adapters over HTTP (VLLM_ALLOW_RUNTIME_LORA_UPDATING).
         verify_loads: read every row back after a load and compare it with what was to be written.

@@ -32,6 +32,9 @@ def build_bank(ports: Sequence[MoELayerPort], config: WeaveConfig, *, slots: int
         limit = _base_bytes(ports, driver.granularity) + config.adapter_memory
     pool = PagePool(driver, limit)
     layers = [ExpertLayer(port, pool, adapter_rows=adapter_rows, slots=slots) for port in ports]
+    if pool.limit_pages is not None:
+        # the engine sizes its KV cache after this, so the adapters' memory must be taken by now
+        pool.preallocate(pool.limit_pages)
     bank = ExpertBank(layers, pool, slots=slots, verify=config.verify_loads)
     logger.info("npu-weave: %s", _describe(bank, ports, adapter_rows, config))
     return bank
