@@ -39,5 +39,6 @@ setup(
         "tqdm",
         "blake3",
         "numpy",
+        "packaging",
     ],
 )

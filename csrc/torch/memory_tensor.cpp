@@ -1,5 +1,7 @@
 #include "memory_tensor.h"
 
+#include <ATen/ops/from_blob.h>
+
 namespace weave::torch_binding {
 namespace {
 

@@ -1,7 +1,8 @@
 // Tensors over memory that a driver manages.
 #pragma once
 
-#include <torch/extension.h>
+#include <ATen/core/Tensor.h>
+#include <pybind11/pybind11.h>
 
 #include <cstddef>
 #include <cstdint>

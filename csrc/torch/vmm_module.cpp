@@ -1,4 +1,6 @@
 // npu_weave._C: the drivers, call by call. Statuses and errors become Python errors in npu_weave/memory/host.py.
+#include <torch/csrc/utils/pybind.h>
+
 #include <memory>
 #include <tuple>
 
