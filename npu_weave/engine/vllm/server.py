@@ -14,11 +14,14 @@ _CODE = re.compile(r"\[([A-Z][A-Z0-9_]+)\] ")
 
 _STATUS_BY_CODE = {
     "ADAPTER_NOT_FOUND": HTTPStatus.NOT_FOUND,
+    "ADAPTER_PATH_OUTSIDE": HTTPStatus.FORBIDDEN,
     "ROWS_EXHAUSTED": HTTPStatus.CONFLICT,
     "MEMORY_EXHAUSTED": HTTPStatus.CONFLICT,
+    "SLOTS_EXHAUSTED": HTTPStatus.CONFLICT,
     "SLOTS_PINNED": HTTPStatus.CONFLICT,
 }
-_STATUS_BY_PREFIX = {"ADAPTER_PATH": HTTPStatus.FORBIDDEN, "ADAPTER_": HTTPStatus.BAD_REQUEST}
+_CLIENT_ERRORS = ("ADAPTER_", "EXPERT_CONFIG_", "FILE_", "JSON_")
+"""How the codes of all other errors begin that an adapter's own files, name or path cause."""
 
 
 def status_of(message: str) -> HTTPStatus | None:
@@ -26,13 +29,8 @@ def status_of(message: str) -> HTTPStatus | None:
     match = _CODE.search(message)
     if match is None:
         return None
-    code = match[1]
-    if code in _STATUS_BY_CODE:
-        return _STATUS_BY_CODE[code]
-    return next(
-        (status for prefix, status in _STATUS_BY_PREFIX.items() if code.startswith(prefix)),
-        HTTPStatus.INTERNAL_SERVER_ERROR,
-    )
+    fallback = HTTPStatus.BAD_REQUEST if match[1].startswith(_CLIENT_ERRORS) else HTTPStatus.INTERNAL_SERVER_ERROR
+    return _STATUS_BY_CODE.get(match[1], fallback)
 
 
 def wrap_load(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,7 +45,7 @@ def wrap_load(original: Callable[..., Any]) -> Callable[..., Any]:
             return response
         from vllm.entrypoints.serve import create_error_response
 
-        kind = "NotFoundError" if status is HTTPStatus.NOT_FOUND else status.phrase.replace(" ", "") + "Error"
+        kind = "".join(word.capitalize() for word in status.phrase.removesuffix("Error").split()) + "Error"
         start = _CODE.search(error.message)
         message = error.message[start.start() :] if start else error.message
         return create_error_response(message=message, err_type=kind, status_code=status)
