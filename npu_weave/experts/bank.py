@@ -51,10 +51,13 @@ class ExpertBank:
         self._used.add(slot)
 
     def remove(self, slot: int) -> None:
-        """Take the adapter out of `slot`: maps first, then rows and pages. No step may be reading them."""
+        """Take the adapter out of `slot`: maps, then rows and pages, once no kernel reads them any more.
+
+        Raises:
+            DriverError: the fence failed; nothing is changed then. Pages that cannot be unmapped are no failure, see
+                `ExpertLayer.remove`.
+        """
         self._check_slot(slot, occupied=True)
-        for layer in self.layers.values():
-            layer.map.withdraw(slot)
         self.pool.driver.fence()
         for layer in self.layers.values():
             layer.remove(slot)

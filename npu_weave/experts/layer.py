@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 
 import torch
 
 import weave_ops  # noqa: F401  (registers torch.ops.npu_weave)
-from npu_weave.errors import IntegrityError
+from npu_weave.errors import DriverError, IntegrityError
 from npu_weave.experts.expert_map import ExpertMap
 from npu_weave.experts.packed import PackedLayer
 from npu_weave.experts.port import MoELayerPort
@@ -17,12 +18,18 @@ from npu_weave.experts.token_slots import TokenSlots
 from npu_weave.memory.pool import PagePool
 from npu_weave.memory.virtual_tensor import VirtualTensor
 
+logger = logging.getLogger(__name__)
+
 
 class ExpertLayer:
     """The expert weights of one layer, base and adapters, in virtual tensors of the same row numbering.
 
     Rows ``0 ... num_experts - 1`` are the base experts, mapped for good; the rest belong to the row allocator.
-    Construction moves the engine's weights into the virtual tensors and rebinds its parameters to them.
+    Construction moves the engine's weights into the virtual tensors and rebinds its parameters to them; when it fails,
+    the parameters are as before and every page is back in the pool.
+
+    Attributes:
+        owned: slot -> its rows.
     """
 
     def __init__(self, port: MoELayerPort, pool: PagePool, *, adapter_rows: int, slots: int) -> None:
@@ -32,12 +39,11 @@ class ExpertLayer:
         self.rows = RowAllocator(port.num_experts, adapter_rows)
         self._page = pool.driver.granularity
         self.tensors: dict[str, VirtualTensor] = {}
-        for name, weight in port.weights().items():
-            self.tensors[name] = _move_in(weight, pool, port.num_experts + adapter_rows, f"{port.name}.{name}")
-            port.rebind(name, self.tensors[name].tensor)
+        self._move_in(port, pool, port.num_experts + adapter_rows)
         device = next(iter(self.tensors.values())).tensor.device
         self.map = ExpertMap(slots, port.num_experts, device)
         self.owned: dict[int, list[int]] = {}
+        self._stranded: list[list[int]] = []
 
     def rerouting(self, token_slots: TokenSlots, ids: torch.Tensor) -> torch.Tensor:
         """The rows for `ids` ``[tokens, top_k]`` of this step: ``map[slot of token, id]``."""
@@ -50,19 +56,17 @@ class ExpertLayer:
         Raises:
             CapacityError, DriverError: nothing is changed then.
         """
+        if self._stranded:
+            self._free([])
         rows = self.rows.allocate(len(packed.experts), f"{thing}, {self.name}")
-        mapped: list[VirtualTensor] = []
         try:
             for tensor in self.tensors.values():
                 tensor.map_rows(rows)
-                mapped.append(tensor)
             for name, tensor in self.tensors.items():
                 for row, weight in zip(rows, packed.weights[name], strict=True):
                     tensor.row_view(row).copy_(weight)
         except BaseException:
-            for tensor in reversed(mapped):
-                tensor.unmap_rows(rows)
-            self.rows.release(rows)
+            self._free(rows)
             raise
         self.owned[slot] = rows
 
@@ -89,14 +93,15 @@ class ExpertLayer:
         self.map.publish(slot, dict(zip(packed.experts, self.owned[slot], strict=True)))
 
     def remove(self, slot: int) -> None:
-        """Withdraw `slot` from the map, unmap and free its rows. A slot without rows is left alone."""
+        """Withdraw `slot` from the map, unmap and free its rows. A slot without rows is left alone.
+
+        Rows that the driver fails to unmap are lost to the slot all the same, and stay taken until a later load or
+        removal has unmapped them.
+        """
         self.map.withdraw(slot)
         rows = self.owned.pop(slot, None)
-        if rows is None:
-            return
-        for tensor in self.tensors.values():
-            tensor.unmap_rows(rows)
-        self.rows.release(rows)
+        if rows is not None:
+            self._free(rows)
 
     def pages_bound(self, rows: int) -> int:
         """Most pages that any `rows` adapter rows of this layer can need, however they lie."""
@@ -114,32 +119,61 @@ class ExpertLayer:
             IntegrityError: MAP_INCONSISTENT, or what the tensors' own checks find.
         """
         held = [row for rows in self.owned.values() for row in rows]
-        base = set(range(self.num_experts))
+        stranded = [row for rows in self._stranded for row in rows]
+        needed = {*range(self.num_experts), *held}
         for name, tensor in self.tensors.items():
             tensor.check_integrity()
-            if tensor.mapped_rows != base.union(held):
-                raise _inconsistent(f"{self.name}.{name}", sorted(base.union(held)), sorted(tensor.mapped_rows))
-        if len(held) != len(set(held)) or len(held) + self.rows.free != self.rows.count:
-            raise _inconsistent(f"{self.name} rows", "each row with one owner", held)
+            if tensor.mapped_rows - set(stranded) != needed:
+                raise _inconsistent(f"{self.name}.{name}", sorted(needed), sorted(tensor.mapped_rows))
+        taken = [*held, *stranded]
+        if len(taken) != len(set(taken)) or len(taken) + self.rows.free != self.rows.count:
+            raise _inconsistent(f"{self.name} rows", "each row with one owner", taken)
         for slot in range(self.map.slots + 1):
-            reachable = set(self.map.rows_of(slot).values())
-            if reachable and reachable != set(self.owned.get(slot, [])):
-                raise _inconsistent(f"{self.name} slot {slot}", self.owned.get(slot, []), sorted(reachable))
+            reachable = list(self.map.rows_of(slot).values())
+            if reachable and reachable != self.owned.get(slot):
+                raise _inconsistent(f"{self.name} slot {slot}", self.owned.get(slot, []), reachable)
 
+    def _move_in(self, port: MoELayerPort, pool: PagePool, rows: int) -> None:
+        """Virtual tensors of `rows` rows whose first hold the weights of `port`, and the port bound to them."""
+        weights = {name: weight.detach() for name, weight in port.weights().items()}
+        bound = []
+        try:
+            for name, weight in weights.items():
+                tensor = self.tensors[name] = VirtualTensor(
+                    pool, rows=rows, row_shape=tuple(weight.shape[1:]), dtype=weight.dtype, name=f"{self.name}.{name}"
+                )
+                tensor.map_rows(range(weight.shape[0]))
+                tensor.tensor[: weight.shape[0]].copy_(weight)
+            for name, tensor in self.tensors.items():
+                bound.append(name)
+                port.rebind(name, tensor.tensor)
+        except BaseException:
+            for name in bound:
+                port.rebind(name, weights[name])
+            for tensor in self.tensors.values():
+                tensor.close()
+            raise
 
-def _move_in(weight: torch.Tensor, pool: PagePool, rows: int, name: str) -> VirtualTensor:
-    """A virtual tensor of `rows` rows whose first rows hold `weight`."""
-    tensor = VirtualTensor(pool, rows=rows, row_shape=tuple(weight.shape[1:]), dtype=weight.dtype, name=name)
-    base = range(weight.shape[0])
-    tensor.map_rows(base)
-    tensor.tensor[: weight.shape[0]].copy_(weight.detach())
-    return tensor
+    def _free(self, rows: list[int]) -> None:
+        """Unmap and release `rows`, in whichever tensors they are mapped, and those that could not be before."""
+        waiting, self._stranded = [*self._stranded, rows], []
+        for freed in waiting:
+            try:
+                for tensor in self.tensors.values():
+                    tensor.unmap_rows(tensor.mapped_rows.intersection(freed))
+            except DriverError as error:
+                logger.error("%s: rows %s stay mapped, to be freed later: %s", self.name, freed, error)
+                self._stranded.append(freed)
+            else:
+                self.rows.release(freed)
 
 
 def _pages_bound(row_bytes: int, page: int, adapter: RowAllocator, rows: int) -> int:
-    span = math.ceil((adapter.first + adapter.count) * row_bytes / page) - adapter.first * row_bytes // page
-    # a row that starts inside a page can touch one page more than its length asks for
-    per_row = row_bytes // page if row_bytes % page == 0 else (row_bytes - 2) // page + 2
+    # the page at the end of the base rows is there already
+    first, end = adapter.first * row_bytes, (adapter.first + adapter.count) * row_bytes
+    span = math.ceil(end / page) - math.ceil(first / page)
+    # rows start at multiples of the common divisor, at worst that far before the end of a page
+    per_row = 1 + math.ceil((row_bytes - math.gcd(row_bytes, page)) / page)
     return min(rows * per_row, span)
 
 

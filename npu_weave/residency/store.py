@@ -56,11 +56,16 @@ class AdapterStore:
         self.staged[revision] = adapter
 
     def drop(self, revision: int) -> bool:
-        """Forget `revision`: its slot, rows, pages and host copy. Returns whether it was there."""
-        if self.staged.pop(revision, None) is None:
+        """Forget `revision`: its slot, rows, pages and host copy. Returns whether it was there.
+
+        Raises:
+            DriverError: see `ExpertBank.remove`; nothing is changed then.
+        """
+        if revision not in self.staged:
             return False
-        self._pinned.discard(revision)
         self._evict(revision)
+        self._pinned.discard(revision)
+        del self.staged[revision]
         return True
 
     def activate(self, revisions: Collection[int]) -> list[int]:
@@ -95,7 +100,7 @@ class AdapterStore:
         self._last_used[slots] = self._step
 
     def pin(self, revision: int) -> bool:
-        """Keep `revision` on the device until it is dropped.
+        """Keep `revision` on the device until it is dropped, unless a step needs all slots for others.
 
         Raises:
             CapacityError: SLOTS_PINNED, no slot would be left for the others.
@@ -144,19 +149,21 @@ class AdapterStore:
 
     def _make_room(self, needed: Iterable[int]) -> int:
         wanted = set(needed)
-        idle = [revision for revision in self._slot_of if revision not in wanted and revision not in self._pinned]
+        idle = [revision for revision in self._slot_of if revision not in wanted]
         if idle:
-            return self._evict(min(idle, key=lambda revision: self._last_used[self._slot_of[revision]]))
+            # a step's needs come before pins: it must not fail
+            return self._evict(min(idle, key=lambda each: (each in self._pinned, self._last_used[self._slot_of[each]])))
         raise CapacityError(
             "SLOTS_EXHAUSTED",
             "step",
-            expected=f"at most {self.bank.slots} adapters at once, pinned ones included",
-            got=f"{len(wanted | self._pinned)}",
-            remedy="raise --max-loras, or pin fewer adapters",
+            expected=f"at most {self.bank.slots} adapters at once",
+            got=f"{len(wanted)}",
+            remedy="raise --max-loras",
         )
 
     def _evict(self, revision: int) -> int:
-        slot = self._slot_of.pop(revision, 0)
+        slot = self._slot_of.get(revision, 0)
         if slot:
             self.bank.remove(slot)
+            del self._slot_of[revision]
         return slot
