@@ -3,7 +3,8 @@
 The model is a Qwen3-MoE, whose answers in plain vLLM do not depend on what else is in the batch (tested here as
 well), so short prompts are compared request by request. Prompts that are prefilled in chunks do depend on it, as the
 other requests decide where the chunks end: those are compared with a batch of the same requests in the same order,
-each request's cache entries kept apart by a salt as adapters keep them apart here.
+each request's cache entries kept apart by a salt as adapters keep them apart here. So is the batch of samples, which
+does not fit into one step.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ LONG = ["a shared prefix of some length, " * 9 + tail for tail in ("one", "two",
 # plain vLLM has no per-request seed on a CPU; of one candidate every sample is the same, which is what matters here
 SAMPLED = {"temperature": 1.0, "top_k": 1, "n": 3, "max_tokens": 16, "ignore_eos": True, "logprobs": 0}
 ADAPTERS = 4
-# 64 tokens a step: every prompt of LONG (290 bytes) is prefilled in chunks
-SETTINGS: dict[str, Any] = {"max_num_batched_tokens": 64, "max_num_seqs": 32}
+# 1,024 tokens a step: all short prompts fit into one, LONG_JOBS (12 of 290 bytes) are cut into chunks
+SETTINGS: dict[str, Any] = {"max_num_batched_tokens": 1024, "max_num_seqs": 32}
 BASE = -1
 LONG_JOBS = [(prompt, number) for prompt in LONG for number in (BASE, 0, 1, 2)]
+SAMPLED_JOBS = [(prompt, number) for prompt in PROMPTS for number in (BASE, 0, 1)]
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def truth(family: TinyFamily, plain: Any) -> dict[int, Answers]:
         "long, warm": Batch([{"prompt": prompt, "cache_salt": str(number)} for prompt, number in LONG_JOBS]),
         "short": Batch(PROMPTS),
         "doubled": Batch(PROMPTS * 2),
-        "sampled": Batch(PROMPTS, SAMPLED),
+        "sampled": Batch([prompt for prompt, _ in SAMPLED_JOBS], SAMPLED),
     }
     answers: dict[int, Answers] = plain({BASE: family.base, **dict(enumerate(family.merged))}, batches, **SETTINGS)
     return answers
@@ -124,9 +126,8 @@ def test_chunked_prefill_and_prefix_cache_of_long_shared_prompts(engine: Any, fa
 
 
 def test_several_samples_a_request(engine: Any, family: TinyFamily, truth: Any) -> None:
-    jobs = [(index, number) for index in range(len(PROMPTS)) for number in (BASE, 0, 1)]
-    answers = serve(engine, family, [(PROMPTS[index], number) for index, number in jobs], SAMPLED)
-    assert answers == [truth[number]["sampled"][index] for index, number in jobs]
+    answers = serve(engine, family, SAMPLED_JOBS, SAMPLED)
+    assert answers == [truth[number]["sampled"][index] for index, (_, number) in enumerate(SAMPLED_JOBS)]
     assert all(len(samples) == 3 for samples in answers)
 
 
@@ -152,7 +153,7 @@ def test_unload_waits_for_requests_in_flight_and_then_frees_memory(engine: Any, 
     submit(core, "x", lora(family, 0))
     core.step()
     assert core.remove_lora(1)
-    assert core.list_loras() == set()
+    assert set(core.list_loras()) == set()
     assert memory_of(engine)[0]["adapters_staged"] == 1, "requests in flight keep their weights"
     assert finish(core) == {f"x/{index}": truth[0]["short"][index] for index in range(len(PROMPTS))}
     assert memory_of(engine)[0] == empty
@@ -226,7 +227,7 @@ def test_adapter_never_loaded_before_its_first_request(engine: Any, family: Tiny
     for public_id in list(core.list_loras()):
         core.remove_lora(public_id)
     assert serve(engine, family, [(prompt, 3) for prompt in PROMPTS]) == truth[3]["short"]
-    assert core.list_loras() == {4}
+    assert set(core.list_loras()) == {4}
 
 
 def test_pinned_adapter_stays_while_others_come_and_go(engine: Any, family: TinyFamily, truth: Any) -> None:

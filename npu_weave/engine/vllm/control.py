@@ -108,14 +108,14 @@ class AdapterControl:
                 raise WeaveError.from_dict(report)
         return reports
 
-    def schedule(self, request: Request) -> bool:
+    def schedule(self, request: Request) -> None:
         """Called before a request enters the scheduler: its revision must be staged.
 
-        Returns:
-            False when it cannot be; the caller then fails the request. The reason is logged.
+        Raises:
+            WeaveError: it cannot be; the caller then fails this request, and this one only.
         """
         if request.lora_request is None:
-            return True
+            return
         revision = self._directory.get(request.lora_request.lora_int_id)
         try:
             if revision is None:
@@ -123,12 +123,10 @@ class AdapterControl:
             self._stage(revision)
             if revision.opening:
                 self._directory.publish(revision)
-        except WeaveError as error:
-            logger.error("request %s refused: %s", request.request_id, error)
+        except WeaveError:
             if revision is not None:
                 self._directory.forget(revision)
-            return False
-        return True
+            raise
 
     def release(self, request_id: str) -> None:
         """The scheduler has the request, or it was refused: nothing holds its revision but the scheduler now."""

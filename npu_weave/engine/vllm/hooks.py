@@ -7,8 +7,12 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+from vllm.logger import init_logger
+
 from npu_weave.config import config_from
-from npu_weave.errors import UnsupportedError
+from npu_weave.errors import UnsupportedError, WeaveError
+
+logger = init_logger("vllm.npu_weave.core")
 
 _Method = Callable[..., Any]
 
@@ -154,21 +158,21 @@ def _preprocess(control: Any, core: Any, original: _Method, request: Any) -> Any
 
 def _add_request(control: Any, core: Any, original: _Method, request: Any, *args: Any, **kwargs: Any) -> Any:
     try:
-        if not control.schedule(request):
-            return _fail_request(core, request)
+        control.schedule(request)
+    except WeaveError as error:
+        return _fail_request(core, request, error)
+    else:
         return original(request, *args, **kwargs)
     finally:
         control.release(request.request_id)
 
 
-def _fail_request(core: Any, request: Any) -> None:
-    """End one request with an error; the engine goes on."""
-    if hasattr(core, "_send_error_outputs_to_client"):
-        core._send_error_outputs_to_client([request.request_id], request.client_index)
-        return
-    raise UnsupportedError(
-        "REQUEST_REFUSED", request.request_id, expected="an adapter that can be loaded", remedy="see the engine's log"
-    )
+def _fail_request(core: Any, request: Any, error: WeaveError) -> None:
+    """End one request with `error`; the engine goes on."""
+    logger.error("request %s refused: %s", request.request_id, error)
+    if not hasattr(core, "_send_error_outputs_to_client"):
+        raise error  # the engine runs inside its caller, who gets to see it
+    core._send_error_outputs_to_client([request.request_id], request.client_index)
 
 
 def _then_collect(control: Any, core: Any, original: _Method, *args: Any, **kwargs: Any) -> Any:

@@ -13,10 +13,13 @@ from types import ModuleType
 
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
+from vllm.logger import init_logger
 
 from npu_weave.engine.vllm import hooks
 from npu_weave.engine.vllm.lazy import when_imported
 from npu_weave.errors import UnsupportedError
+
+logger = init_logger("vllm.npu_weave")
 
 VERSIONS = ">=0.32,<0.33"
 
@@ -98,9 +101,6 @@ def status() -> dict[str, str]:
 
 def report() -> None:
     """Log what is patched."""
-    from vllm.logger import init_logger
-
-    logger = init_logger("vllm.npu_weave")
     logger.info("npu-weave patched %s", "; ".join(f"{patch.module}: {patch.target}" for patch in PATCHES))
 
 
