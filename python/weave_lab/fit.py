@@ -45,10 +45,10 @@ class Schedule:
 
 
 def next_token_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """Weighted mean cross-entropy in nats of logits `[B, T, vocab]`."""
+    """Weighted mean cross-entropy in nats of logits `[B, T, vocab]`; 0 when nothing in the batch has weight."""
     each = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none")
     weights = batch.weights.flatten()
-    return (each * weights).sum() / weights.sum()
+    return (each * weights).sum() / weights.sum().clamp_min(1e-6)
 
 
 def balance_loss(routings: list[Routing]) -> torch.Tensor:

@@ -98,6 +98,8 @@ def test_losses_by_hand():
     batch = Batch(torch.zeros(1, 2, dtype=torch.long), torch.tensor([[0, 1]]), torch.tensor([[1.0, 0.5]]))
     expected = (-torch.log(torch.tensor(0.5)) - 0.5 * torch.log(torch.tensor(0.8))) / 1.5
     torch.testing.assert_close(next_token_loss(logits, batch), expected)
+    nothing = Batch(batch.inputs, batch.targets, torch.zeros(1, 2))
+    assert next_token_loss(logits, nothing).item() == 0.0
     even = Routing(torch.full((4, 2), 0.5), torch.tensor([[0], [1], [0], [1]]), torch.ones(4, 1))
     lopsided = Routing(torch.tensor([[0.9, 0.1]] * 4), torch.zeros(4, 1, dtype=torch.long), torch.ones(4, 1))
     assert balance_loss([even]).item() == pytest.approx(1.0)

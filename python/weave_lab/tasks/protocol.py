@@ -6,13 +6,15 @@ import hashlib
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import islice
 from typing import Literal, Protocol
 
 Split = Literal["train", "held_out"]
 
 PROMPT_END = " -> "
 ANSWER_END = "\n"
+
+_PATIENCE = 5000
+"""Draws in a row without a new prompt after which a task counts as exhausted."""
 
 
 @dataclass(frozen=True)
@@ -77,10 +79,14 @@ def generate(task: Task, count: int, seed: int | str = 0, split: Split = "held_o
         ValueError: the task does not have that many distinct prompts.
     """
     seen: dict[str, Example] = {}
-    for example in islice(stream(task, seed, split), 50 * count + 1000):
+    fruitless = 0
+    for example in stream(task, seed, split):
+        fruitless = fruitless + 1 if example.prompt in seen else 0
         seen.setdefault(example.prompt, example)
         if len(seen) == count:
             return list(seen.values())
+        if fruitless == _PATIENCE:
+            break
     raise ValueError(f"task {task.name!r} has only {len(seen)} distinct prompts, {count} were asked for")
 
 
