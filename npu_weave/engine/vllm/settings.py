@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from npu_weave.adapters.geometry import SUPPORTED_MODEL_TYPES
+from npu_weave.adapters.geometry import SUPPORTED_MODEL_TYPES, MoEGeometry
 from npu_weave.config import WeaveConfig
 from npu_weave.errors import UnsupportedError
 
@@ -94,7 +94,7 @@ REFUSALS: tuple[Refusal, ...] = (
         "--enable-dbo",
         lambda config: config.parallel_config.enable_dbo or config.parallel_config.ubatch_size > 0,
         "a step is cut into micro-batches, without their adapter slots",
-        "drop --enable-dbo",
+        "drop --enable-dbo and --ubatch-size",
     ),
     Refusal(
         "--enable-elastic-ep",
@@ -138,7 +138,7 @@ REFUSALS: tuple[Refusal, ...] = (
         "--kv-transfer-config",
         lambda config: config.kv_transfer_config is not None,
         "another engine's cache does not know adapter revisions",
-        "drop --kv-transfer-config",
+        "drop --kv-transfer-config and --kv-offloading-size",
     ),
     Refusal(
         "--model-impl transformers",
@@ -181,6 +181,7 @@ def check_settings(vllm_config: Any, config: WeaveConfig) -> None:
     Raises:
         UnsupportedError: SETTING_UNSUPPORTED, for the first setting in `REFUSALS` that applies, or
             ROOTS_MISSING when adapters may be loaded over HTTP from anywhere.
+        UnsupportedError, CheckpointError: the model has no experts that could be served, see `MoEGeometry.from_config`.
     """
     for refusal in REFUSALS:
         if refusal.applies(vllm_config):
@@ -191,6 +192,7 @@ def check_settings(vllm_config: Any, config: WeaveConfig) -> None:
                 got=f"{refusal.setting}: {refusal.reason}",
                 remedy=refusal.remedy,
             )
+    MoEGeometry.from_config(vllm_config.model_config.hf_config.to_dict())
     runtime_loading = os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "0").strip().lower() in ("1", "true")
     if runtime_loading and config.allowed_roots is None:
         raise UnsupportedError(
