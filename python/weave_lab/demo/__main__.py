@@ -1,8 +1,9 @@
 """``python -m weave_lab.demo``: serve the small model with its adapters, and hold every answer against merged models.
 
-Every task's held-out prompts go to the base model and to the task's adapter at once, as mixed traffic over HTTP, to
-one `npu-weave serve`. The same prompts go to plain vLLM servers: one for the base model, one for each merged
-checkpoint. The demonstration ends with 0 only if all tokens and log-probabilities are the same.
+Every task's held-out prompts go to the base model and to the task's adapter, over HTTP, to one `npu-weave serve`:
+first as mixed traffic, then one by one. The same prompts go to plain vLLM servers: one for the base model, one for each
+merged checkpoint. The demonstration ends with 0 only if all tokens of mixed traffic are the same, and all
+log-probabilities of single requests.
 """
 
 from __future__ import annotations
@@ -11,20 +12,21 @@ import argparse
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from rich.console import Console
 
 from weave_lab.artifacts import locate
-from weave_lab.demo.report import Outcome, print_answers, print_table
-from weave_lab.demo.servers import plain_server, weave_server
+from weave_lab.demo.report import Answers, Outcome, print_answers, print_table
+from weave_lab.demo.servers import BASE, PLAIN, plain_server, weave_server
 from weave_lab.demo.traffic import Reply, Request, send
 from weave_lab.evaluate import held_out
 from weave_lab.tasks import Example, by_name
 
 _SERVERS_AT_ONCE = 3  # each takes about 2 GB of memory and, while it starts, one core
+_AT_ONCE = 32
 
 Examples = Mapping[str, list[Example]]
 
@@ -45,9 +47,7 @@ def main() -> None:
     print_table(console, outcomes)
     same = all(outcome.exact for outcome in outcomes)
     console.print(
-        "[green]every answer equals that of plain vLLM, token by token and bit by bit[/]"
-        if same
-        else "[red]some answers differ from plain vLLM[/]"
+        "[green]every answer is that of plain vLLM[/]" if same else "[red]some answers differ from plain vLLM[/]"
     )
     sys.exit(0 if same else 1)
 
@@ -55,19 +55,24 @@ def main() -> None:
 def run(base: Path, adapters: Mapping[str, Path], examples: Examples, scratch: Path, console: Console) -> list[Outcome]:
     """Start all servers, send the traffic, and pair the answers up, one `Outcome` a task."""
     merged = merge(base, adapters, scratch, console)
-    plain = {"base": base, **merged}
+    plain = {BASE: base, **merged}
     console.print(f"starting 1 server with {len(adapters)} adapters, and {len(plain)} plain servers to compare with")
     with ThreadPoolExecutor(max_workers=_SERVERS_AT_ONCE) as pool:
         woven = pool.submit(ask_weave, base, adapters, examples, scratch)
         truth = {
-            name: pool.submit(ask_plain, name, model, examples if name == "base" else {name: examples[name]}, scratch)
+            name: pool.submit(ask_plain, name, model, examples if name == BASE else {name: examples[name]}, scratch)
             for name, model in plain.items()
         }
-        served_base, served_adapter = woven.result()
+        served = woven.result()
         answers = {name: future.result() for name, future in truth.items()}
     return [
         Outcome(
-            name, examples[name], served_base[name], served_adapter[name], answers["base"][name], answers[name][name]
+            task=name,
+            examples=examples[name],
+            base=served[name, BASE],
+            adapter=served[name, name],
+            plain_base=answers[BASE][name, PLAIN],
+            merged=answers[name][name, PLAIN],
         )
         for name in adapters
     ]
@@ -86,33 +91,36 @@ def merge(base: Path, adapters: Mapping[str, Path], scratch: Path, console: Cons
 
 def ask_weave(
     base: Path, adapters: Mapping[str, Path], examples: Examples, scratch: Path
-) -> tuple[dict[str, list[Reply]], dict[str, list[Reply]]]:
-    """Answers of the base model and of the adapters by task, from one server under mixed traffic."""
-    requests = [
-        Request(model, example.prompt)
-        for row in zip(*examples.values(), strict=True)
-        for name, example in zip(examples, row, strict=True)
-        for model in ("base", name)
+) -> dict[tuple[str, str], Answers]:
+    """Answers by (task, model), from one server: the base model and each task's adapter."""
+    asked = [
+        (task, Request(model, example.prompt))
+        for row in zip(*examples.values(), strict=True)  # one prompt of each task in turn
+        for task, example in zip(examples, row, strict=True)
+        for model in (BASE, task)
     ]
     with weave_server(base, adapters, scratch / "npu-weave.log") as url:
-        replies = send(url, requests, "npu-weave")
-    of_base: dict[str, list[Reply]] = {name: [] for name in examples}
-    of_adapter: dict[str, list[Reply]] = {name: [] for name in examples}
-    names = [name for _ in range(len(requests) // (2 * len(examples))) for name in examples for _ in range(2)]
-    for name, request, reply in zip(names, requests, replies, strict=True):
-        (of_base if request.model == "base" else of_adapter)[name].append(reply)
-    return of_base, of_adapter
+        return ask(url, asked, "npu-weave")
 
 
-def ask_plain(name: str, model: Path, examples: Examples, scratch: Path) -> dict[str, list[Reply]]:
-    """Answers of plain vLLM on one checkpoint, by task."""
-    prompts = [(task, example.prompt) for task, rows in examples.items() for example in rows]
+def ask_plain(name: str, model: Path, examples: Examples, scratch: Path) -> dict[tuple[str, str], Answers]:
+    """Answers of plain vLLM on one checkpoint, by (task, "model")."""
+    asked = [(task, Request(PLAIN, example.prompt)) for task, rows in examples.items() for example in rows]
     with plain_server(model, scratch / f"plain-{name}.log") as url:
-        replies = send(url, [Request("model", prompt) for _, prompt in prompts], f"plain {name}")
-    answers: dict[str, list[Reply]] = {task: [] for task in examples}
-    for (task, _), reply in zip(prompts, replies, strict=True):
-        answers[task].append(reply)
-    return answers
+        return ask(url, asked, f"plain {name}")
+
+
+def ask(url: str, asked: Sequence[tuple[str, Request]], title: str) -> dict[tuple[str, str], Answers]:
+    """Send every request among the others, then alone; the replies by (task, model)."""
+    requests = [request for _, request in asked]
+    together = send(url, requests, f"{title}, mixed", at_once=_AT_ONCE)
+    alone = send(url, requests, f"{title}, one by one", at_once=1)
+    found: dict[tuple[str, str], tuple[list[Reply], list[Reply]]] = {}
+    for (task, request), mixed, single in zip(asked, together, alone, strict=True):
+        replies = found.setdefault((task, request.model), ([], []))
+        replies[0].append(mixed)
+        replies[1].append(single)
+    return {key: Answers(*replies) for key, replies in found.items()}
 
 
 if __name__ == "__main__":

@@ -17,28 +17,34 @@ import httpx
 OPTIONS = ("--dtype", "bfloat16", "--max-model-len", "512", "--max-num-seqs", "32", "--enforce-eager")
 """Options of every server. Eager, because vLLM compiles nothing on a CPU once adapters are enabled."""
 
+BASE = "base"
+"""Name under which `weave_server` serves the base model."""
+
+PLAIN = "model"
+"""Name under which `plain_server` serves its model."""
+
 _START_LIMIT = 600.0
 
 
 @contextmanager
 def weave_server(base: Path, adapters: Mapping[str, Path], log: Path) -> Iterator[str]:
-    """`npu-weave serve` with all adapters; yields its URL. The base model is served as "base"."""
+    """`npu-weave serve` with all adapters; yields its URL. The base model is served as `BASE`."""
     named = [part for name, path in adapters.items() for part in ("--adapter", f"{name}={path}")]
-    command = ["-m", "npu_weave", "serve", str(base), *named, "--served-model-name", "base"]
+    command = ["-m", "npu_weave", "serve", str(base), *named, "--served-model-name", BASE]
     with _server(command, log, {}) as url:
         yield url
 
 
 @contextmanager
 def plain_server(model: Path, log: Path) -> Iterator[str]:
-    """Plain vLLM, with every plugin off; yields its URL. The model is served as "model"."""
+    """Plain vLLM, with every plugin off; yields its URL. The model is served as `PLAIN`."""
     command = [
         "-m",
         "vllm.entrypoints.launchers.api_server.entry",
         "--model",
         str(model),
         "--served-model-name",
-        "model",
+        PLAIN,
     ]
     with _server(command, log, {"VLLM_PLUGINS": ""}) as url:
         yield url

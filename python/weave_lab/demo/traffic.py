@@ -10,8 +10,6 @@ from typing import Any
 import httpx
 from tqdm import tqdm
 
-AT_ONCE = 32
-
 
 @dataclass(frozen=True)
 class Request:
@@ -30,17 +28,17 @@ class Reply:
     logprobs: tuple[float, ...]
 
 
-def send(url: str, requests: Sequence[Request], title: str) -> list[Reply]:
-    """Send all `requests` to one server, `AT_ONCE` at a time, and collect the replies in order.
+def send(url: str, requests: Sequence[Request], title: str, at_once: int) -> list[Reply]:
+    """Send all `requests` to one server, `at_once` at a time, and collect the replies in order.
 
     Raises:
         httpx.HTTPStatusError: the server refused one.
     """
-    return asyncio.run(_send(url, requests, title))
+    return asyncio.run(_send(url, requests, title, at_once))
 
 
-async def _send(url: str, requests: Sequence[Request], title: str) -> list[Reply]:
-    gate = asyncio.Semaphore(AT_ONCE)
+async def _send(url: str, requests: Sequence[Request], title: str, at_once: int) -> list[Reply]:
+    gate = asyncio.Semaphore(at_once)
     with tqdm(total=len(requests), desc=title, unit="req", disable=None) as bar:
         async with httpx.AsyncClient(base_url=url, timeout=600) as client:
 
