@@ -59,6 +59,14 @@ def choose_adapter_rows(ports: Sequence[MoELayerPort], wanted: int | None, *, sl
     """
     limits = [port.max_rows - port.num_experts for port in ports if port.max_rows is not None]
     most = min(limits, default=None)
+    if most is not None and most < 1:
+        raise ConfigError(
+            "ROWS_BEYOND_KERNEL",
+            ports[0].name,
+            expected=f"a kernel that addresses more rows than the {ports[0].num_experts} base experts",
+            got=f"{most + ports[0].num_experts} rows, addressed with 32 bits",
+            remedy="raise --tensor-parallel-size",
+        )
     if wanted is None:
         useful = slots * max(port.num_experts for port in ports)
         wanted = useful if most is None else min(useful, most)
