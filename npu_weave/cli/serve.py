@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,7 +36,6 @@ def serve(
     with reported_errors(as_json=False):
         adapters = _named(adapter or [])
         _report(base, adapters, roots)
-        from npu_weave.config import parse_config
         from npu_weave.engine.vllm.launch import serve_arguments
 
         weave: dict[str, Any] = {"allowed_roots": [str(path) for path in [*adapters.values(), *roots]]}
@@ -43,7 +43,6 @@ def serve(
             weave["adapter_rows"] = adapter_rows
         if adapter_memory is not None:
             weave["adapter_memory"] = adapter_memory
-        parse_config(weave)
         arguments = serve_arguments(
             base,
             {name: str(path) for name, path in adapters.items()},
@@ -53,7 +52,7 @@ def serve(
             max_loras=max(len(adapters), 4 if roots else 1),
         )
     if dry_run:
-        print_fields("vllm serve", {"arguments": " ".join(arguments)})
+        print_fields("vllm serve", {"arguments": shlex.join(arguments)})
         return
     from npu_weave.engine.vllm.launch import serve as launch
 
@@ -75,7 +74,8 @@ def _named(values: list[str]) -> dict[str, Path]:
             raise ConfigError(
                 "ADAPTER_ARGUMENT_INVALID", f"--adapter {value}", expected="each name once", got=f"{name!r} twice"
             )
-        adapters[validate_adapter_name(name)] = resolve_adapter_path(path, None)
+        validate_adapter_name(name)
+        adapters[name] = resolve_adapter_path(path, None)
     return adapters
 
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from npu_weave.config import KEY
+from npu_weave.config import KEY, parse_config
 from npu_weave.errors import ConfigError
 
 
@@ -29,17 +29,22 @@ def serve_arguments(
         max_loras: adapter slots, unless the options say otherwise.
 
     Raises:
-        ConfigError: CONFIG_INVALID, the user's ``--additional-config`` is not a JSON object.
+        ConfigError: CONFIG_INVALID, a setting of `weave` or of the user's own is invalid, or the user's
+            ``--additional-config`` is not one JSON object;
+            ADAPTER_ARGUMENT_INVALID, adapters are given in vLLM's way too, which would replace these.
     """
+    _refuse(options)
     rest, given = _take(list(options), "--additional-config")
     additional = _parse(given) if given is not None else {}
     additional[KEY] = {**weave, **additional.get(KEY, {})}
+    parse_config(additional[KEY])
     arguments = [base, "--enable-lora", "--additional-config", json.dumps(additional)]
     if not _has(rest, "--max-loras"):
         arguments += ["--max-loras", str(max_loras)]
     if not _has(rest, "--max-cpu-loras"):
         slots = _take(list(rest), "--max-loras")[1]
-        arguments += ["--max-cpu-loras", str(max(len(adapters), max_loras, int(slots or 0)))]
+        asked = int(slots) if slots is not None and slots.isdecimal() else 0
+        arguments += ["--max-cpu-loras", str(max(len(adapters), max_loras, asked))]
     if adapters:
         arguments += ["--lora-modules", *(f"{name}={path}" for name, path in adapters.items())]
     return [*arguments, *rest]
@@ -62,6 +67,28 @@ def serve(arguments: Sequence[str], *, runtime_loading: bool) -> None:
     parsed = parser.parse_args(["serve", *arguments])
     command.validate(parsed)
     command.cmd(parsed)
+
+
+def _refuse(options: Sequence[str]) -> None:
+    """Refuse options that vLLM would put in the place of what is derived here."""
+    for option in options:
+        name = option.split("=", 1)[0].replace("_", "-")
+        if name.startswith("--additional-config."):
+            raise ConfigError(
+                "CONFIG_INVALID",
+                name,
+                expected="--additional-config with one JSON object",
+                got="a part of it, which replaces the whole",
+                remedy=f"write --additional-config '{{\"{KEY}\": {{}}}}'",
+            )
+        if name == "--lora-modules":
+            raise ConfigError(
+                "ADAPTER_ARGUMENT_INVALID",
+                name,
+                expected="--adapter NAME=PATH for each adapter",
+                got="vLLM's own option, which replaces them",
+                remedy="give every adapter with --adapter",
+            )
 
 
 def _take(options: list[str], name: str) -> tuple[list[str], str | None]:
