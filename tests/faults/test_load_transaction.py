@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from fixtures.plain_layers import check_served, make_bank, packed, pages_of_live_rows
+from fixtures.plain_layers import (  # noqa: F401 (an autouse fixture)
+    check_served,
+    make_bank,
+    no_bank_outlives_its_test,
+    packed,
+    pages_of_live_rows,
+)
 
 from npu_weave.errors import CapacityError, DriverError
 from npu_weave.memory import FaultDriver, HostDriver, LimitDriver

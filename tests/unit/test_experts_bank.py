@@ -6,15 +6,17 @@ from itertools import combinations
 
 import pytest
 import torch
-from fixtures.plain_layers import (
+from fixtures.plain_layers import (  # noqa: F401 (an autouse fixture)
     EXPERTS,
     LAYERS,
     PAGE,
     SHAPES,
     PlainLayer,
+    base_weights,
     bits,
     check_served,
     make_bank,
+    no_bank_outlives_its_test,
     packed,
     pages_of_live_rows,
     pages_under,
@@ -30,7 +32,7 @@ BASE_PAGES = sum(len(pages_under(range(EXPERTS), name)) for name in SHAPES) * LA
 
 
 def test_construction_moves_the_weights_and_rebinds_the_parameters() -> None:
-    port, before = PlainLayer(0), PlainLayer(0).parameters
+    port, before = PlainLayer(0), base_weights(0)
     pool = PagePool(HostDriver())
     layer = ExpertLayer(port, pool, adapter_rows=6, slots=2)
     for name, tensor in port.parameters.items():
@@ -77,7 +79,7 @@ def test_a_port_that_fails_to_rebind_keeps_its_own_weights() -> None:
     with pytest.raises(RuntimeError):
         ExpertLayer(port, PagePool(driver), adapter_rows=6, slots=2)
     assert driver.stats().pages == 0
-    for name, tensor in PlainLayer(0).parameters.items():
+    for name, tensor in base_weights(0).items():
         assert torch.equal(bits(port.parameters[name]), bits(tensor))
 
 

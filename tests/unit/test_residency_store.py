@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fixtures.plain_layers import check_served, make_bank, packed
+from fixtures.plain_layers import (  # noqa: F401 (an autouse fixture)
+    check_served,
+    make_bank,
+    no_bank_outlives_its_test,
+    packed,
+)
 
 from npu_weave.errors import CapacityError, DriverError, IntegrityError
 from npu_weave.memory import FaultDriver, HostDriver
