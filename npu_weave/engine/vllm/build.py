@@ -70,12 +70,12 @@ def choose_adapter_rows(ports: Sequence[MoELayerPort], wanted: int | None, *, sl
     if wanted is None:
         useful = slots * max(port.num_experts for port in ports)
         wanted = useful if most is None else min(useful, most)
-    if wanted < 1 or (most is not None and wanted > most):
+    if most is not None and wanted > most:
         base = ports[0].num_experts
         raise ConfigError(
             "ROWS_BEYOND_KERNEL",
             "npu_weave.adapter_rows",
-            expected=f"1 to {most} (its kernel addresses {base + (most or 0)} rows with 32 bits, {base} for the base)",
+            expected=f"1 to {most} (its kernel addresses {base + most} rows with 32 bits, {base} for the base)",
             got=str(wanted),
             remedy=f"set adapter_rows to at most {most}, or raise --tensor-parallel-size",
         )
