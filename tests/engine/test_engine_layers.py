@@ -1,0 +1,136 @@
+"""Which MoE layers of a loaded model are refused. Real models, loaded by vLLM in this process; no engine is started.
+
+`check_settings` refuses most of these by their settings already; what it cannot see must not get past the layer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from fixtures.plain_vllm import ENVIRONMENT
+from fixtures.tiny_models import EXPERTS, LAYERS, TinyFamily, expert_names
+from safetensors.torch import load_file
+
+from npu_weave.adapters.adapter import ExpertTensors
+from npu_weave.config import WeaveConfig
+from npu_weave.engine.vllm.build import build_bank, choose_adapter_rows
+from npu_weave.engine.vllm.moe_layer import find_moe_layers
+from npu_weave.errors import ConfigError, UnsupportedError
+
+pytestmark = pytest.mark.engine
+
+Load = Callable[..., tuple[torch.nn.Module, Any]]
+
+
+@pytest.fixture(scope="module")
+def family(families: Any) -> TinyFamily:
+    made: TinyFamily = families("qwen3_moe", 4)
+    return made
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Load]:
+    """Loads a model as a worker of one rank does; without LoRA, which vLLM does not load for every kind of layer."""
+    saved = dict(os.environ)
+    os.environ.update(ENVIRONMENT)
+    from vllm.config import VllmConfig, set_current_vllm_config
+    from vllm.distributed import cleanup_dist_env_and_memory, init_distributed_environment, initialize_model_parallel
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.model_executor.model_loader import get_model
+
+    store = tmp_path_factory.mktemp("rendezvous") / "store"
+    with set_current_vllm_config(VllmConfig()):
+        init_distributed_environment(1, 0, f"file://{store}", 0, "gloo")
+        initialize_model_parallel(1, 1)
+
+    def make(model: Path, **options: Any) -> tuple[torch.nn.Module, Any]:
+        arguments = EngineArgs(str(model), dtype="bfloat16", enforce_eager=True, max_model_len=512, **options)
+        config = arguments.create_engine_config()
+        with set_current_vllm_config(config):
+            return get_model(vllm_config=config), config
+
+    with pytest.MonkeyPatch.context() as patch:
+        # a worker on a CPU does the same: loading a model asks for a cache that only accelerators have
+        patch.setattr(torch.accelerator, "empty_cache", lambda: None)
+        yield make
+        cleanup_dist_env_and_memory()
+    os.environ.clear()
+    os.environ.update(saved)
+
+
+def test_layers_are_found_in_order_with_their_limits(load: Load, family: TinyFamily) -> None:
+    layers = find_moe_layers(*load(family.base))
+    assert [layer.index for layer in layers] == list(range(LAYERS))
+    assert {layer.num_experts for layer in layers} == {EXPERTS}
+    assert {layer.max_rows for layer in layers} == {2**31 // (2 * 64 * 128)}
+
+
+def test_packing_the_base_experts_gives_what_vllm_loaded(load: Load, family: TinyFamily) -> None:
+    """The kernel layout of a packed expert is that of the same expert in the model, bit for bit."""
+    state = load_file(family.base / "model.safetensors")
+    layer = find_moe_layers(*load(family.base))[1]
+    before = {name: weight.clone() for name, weight in layer.weights().items()}
+    chosen = [5, 0, 15]
+    experts = [ExpertTensors(*(state[name] for name in expert_names("qwen3_moe", 1, expert))) for expert in chosen]
+    packed = layer.pack(experts)
+    assert packed.keys() == before.keys()
+    for name, weight in packed.items():
+        assert torch.equal(weight, before[name][chosen])
+        assert torch.equal(layer.weights()[name], before[name]), "the layer itself is not touched"
+
+
+def test_quantised_layer_is_refused(load: Load, family: TinyFamily) -> None:
+    with pytest.raises(UnsupportedError, match="Int8") as refused:
+        find_moe_layers(*load(family.base, quantization="experts_int8"))
+    assert (refused.value.code, refused.value.thing) == ("LAYER_UNSUPPORTED", "model.layers.0.mlp.experts")
+    assert "unquantised" in refused.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "problem"),
+    [
+        ("moe_config.has_bias", True, "biases"),
+        ("quant_method.moe_kernel.fused_experts._use_zentorch", True, "zentorch"),
+        ("global_num_experts", EXPERTS * 2, f"{EXPERTS} expert rows for {EXPERTS * 2}"),
+    ],
+    ids=["biases", "zentorch", "expert parallel"],
+)
+def test_layer_of_another_form_is_refused(path: str, value: Any, problem: str, load: Load, family: TinyFamily) -> None:
+    """One field of a real layer changed: vLLM makes such layers on other machines or for other models."""
+    model, config = load(family.base)
+    owner: Any = find_moe_layers(model, config)[2]._experts
+    *parents, name = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    assert getattr(owner, name) != value
+    setattr(owner, name, value)
+    with pytest.raises(UnsupportedError, match=problem) as refused:
+        find_moe_layers(model, config)
+    assert (refused.value.code, refused.value.thing) == ("LAYER_UNSUPPORTED", "model.layers.2.mlp.experts")
+
+
+def test_model_without_moe_layers_is_refused(load: Load, tmp_path: Path) -> None:
+    transformers.Qwen3Config(
+        vocab_size=320, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=32, architectures=["Qwen3ForCausalLM"], dtype="bfloat16",
+    ).save_pretrained(tmp_path)  # fmt: skip
+    with pytest.raises(UnsupportedError) as refused:
+        find_moe_layers(*load(tmp_path, load_format="dummy"))
+    assert (refused.value.code, refused.value.thing) == ("NO_MOE_LAYERS", "Qwen3ForCausalLM")
+
+
+def test_adapter_rows_beyond_the_kernel_are_refused(load: Load, family: TinyFamily) -> None:
+    layers = find_moe_layers(*load(family.base))
+    most = 2**31 // (2 * 64 * 128) - EXPERTS
+    before = {name: weight.data_ptr() for name, weight in layers[0].weights().items()}
+    assert choose_adapter_rows(layers, most, slots=2) == most
+    with pytest.raises(ConfigError, match=f"at most {most}") as refused:
+        build_bank(layers, WeaveConfig(adapter_rows=most + 1), slots=2)
+    assert (refused.value.code, refused.value.thing) == ("ROWS_BEYOND_KERNEL", "npu_weave.adapter_rows")
+    assert {name: weight.data_ptr() for name, weight in layers[0].weights().items()} == before
