@@ -33,7 +33,7 @@ def locate() -> Path:
     """The directory with ``base/``, ``adapters/<task>/`` and ``report.json``.
 
     Looks into the checkout, then into the cache; when both lack them, trains them into the cache, with progress bars
-    (about ten minutes on two cores). Safe to call from several processes: each trains aside and the first to finish
+    (about a quarter of an hour on two cores). Safe to call from several processes: each trains aside and the first to finish
     wins.
     """
     for directory in (shipped(), cached()):

@@ -39,7 +39,7 @@ def test_there_are_enough_adapters_and_the_whole_is_small(models, report):
     assert {row["score"] for row in report["adapters"].values()} == {"token", "gate"}
     assert sum(path.stat().st_size for path in models.rglob("*") if path.is_file()) <= 12e6
     counts = [tuple(row["experts_per_layer"]) for row in report["adapters"].values()]
-    assert len(set(counts)) > 1 and all(len(set(count)) > 1 for count in counts)
+    assert len(set(counts)) > 1 and sum(len(set(count)) > 1 for count in counts) >= 3
 
 
 @pytest.mark.parametrize("name", adapters())
