@@ -33,8 +33,8 @@ def locate() -> Path:
     """The directory with ``base/``, ``adapters/<task>/`` and ``report.json``.
 
     Looks into the checkout, then into the cache; when both lack them, trains them into the cache, with progress bars
-    (about a quarter of an hour on two cores). Safe to call from several processes: each trains aside and the first to finish
-    wins.
+    (about a quarter of an hour on two cores). Safe to call from several processes: each trains aside and the first
+    to finish wins.
     """
     for directory in (shipped(), cached()):
         if is_complete(directory):
