@@ -1,10 +1,10 @@
 """One real engine serves a base model and four adapters; plain vLLM on the merged checkpoints is the truth.
 
 The model is a Qwen3-MoE, whose answers in plain vLLM do not depend on what else is in the batch (tested here as
-well), so short prompts are compared request by request. Prompts that are prefilled in chunks do depend on it, as the
-other requests decide where the chunks end: those are compared with a batch of the same requests in the same order,
-each request's cache entries kept apart by a salt as adapters keep them apart here. So is the batch of samples, which
-does not fit into one step.
+well) while a step has at least five tokens, so short prompts are compared request by request. Prompts that are
+prefilled in chunks do depend on it, as the other requests decide where the chunks end: those are compared with a batch
+of the same requests in the same order, each request's cache entries kept apart by a salt as adapters keep them apart
+here. So is the batch of samples, which does not fit into one step.
 """
 
 from __future__ import annotations
@@ -242,9 +242,14 @@ def test_pinned_adapter_stays_while_others_come_and_go(engine: Any, family: Tiny
 
 
 def submit(core: Any, label: str, lora_request: Any) -> None:
-    """Queue all PROMPTS as requests "label/index"."""
+    """Queue all PROMPTS as requests "label/index", to start in one step.
+
+    Steps of up to four tokens round differently in plain vLLM, so no request may run ahead of the others.
+    """
+    core.engine_core.call_utility("pause_scheduler", "keep", False)
     for index, prompt in enumerate(PROMPTS):
         core.add_request(f"{label}/{index}", prompt, params(), lora_request=lora_request)
+    core.engine_core.call_utility("resume_scheduler")
 
 
 def step(core: Any) -> dict[str, list[Answer]]:
