@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError, field_validator
 
 from npu_weave.errors import ConfigError
 
@@ -39,12 +39,12 @@ class WeaveConfig(BaseModel):
         verify_loads: read every row back after a load and compare it with what was to be written.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    adapter_rows: int | None = Field(default=None, ge=1)
-    adapter_memory: int | None = Field(default=None, ge=1)
+    adapter_rows: StrictInt | None = Field(default=None, ge=1)
+    adapter_memory: StrictInt | None = Field(default=None, ge=1)
     allowed_roots: tuple[Path, ...] | None = None
-    verify_loads: bool = True
+    verify_loads: StrictBool = True
 
     @field_validator("adapter_memory", mode="before")
     @classmethod
