@@ -40,7 +40,9 @@ def send(url: str, requests: Sequence[Request], title: str, at_once: int) -> lis
 async def _send(url: str, requests: Sequence[Request], title: str, at_once: int) -> list[Reply]:
     gate = asyncio.Semaphore(at_once)
     with tqdm(total=len(requests), desc=title, unit="req", disable=None) as bar:
-        async with httpx.AsyncClient(base_url=url, timeout=600) as client:
+        # the server closes idle connections on its own; a fresh one for each request cannot meet that
+        limits = httpx.Limits(max_keepalive_connections=0)
+        async with httpx.AsyncClient(base_url=url, timeout=600, limits=limits) as client:
 
             async def one(request: Request) -> Reply:
                 async with gate:
