@@ -14,20 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.plain_vllm import GREEDY, Answer, Answers, Batch, answers_of, run_batch
+from fixtures.plain_vllm import GREEDY, PROMPTS, Answer, Answers, Batch, answers_of, run_batch
 from fixtures.tiny_models import TinyFamily
 from fixtures.weave_engine import memory_of, weave_engine
 
 pytestmark = pytest.mark.engine
 
-PROMPTS = [
-    "hello world",
-    "foo bar",
-    "the quick brown fox jumps over the lazy dog",
-    "0123456789" * 4,
-    "MoE",
-    "abc def ghi jkl mno pqr stu",
-]
 LONG = ["a shared prefix of some length, " * 9 + tail for tail in ("one", "two", "three")]
 # plain vLLM has no per-request seed on a CPU; of one candidate every sample is the same, which is what matters here
 SAMPLED = {"temperature": 1.0, "top_k": 1, "n": 3, "max_tokens": 16, "ignore_eos": True, "logprobs": 0}

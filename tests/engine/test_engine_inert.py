@@ -11,7 +11,7 @@ from typing import Any
 
 import cloudpickle
 import pytest
-from fixtures.plain_vllm import ENGINE, ENVIRONMENT, GREEDY, Batch, run_batch
+from fixtures.plain_vllm import ENGINE, ENVIRONMENT, GREEDY, Batch, run_batch, stop
 from fixtures.tiny_models import EXPERTS, LAYERS, TinyFamily
 
 pytestmark = pytest.mark.engine
@@ -38,7 +38,7 @@ def engine(family: TinyFamily) -> Iterator[Any]:
         patch.delenv("VLLM_PLUGINS", raising=False)
         llm = LLM(str(family.base), additional_config={"other_plugin": {"rows": 3}}, **ENGINE)
         yield llm
-        llm.llm_engine.engine_core.shutdown()
+        stop(llm)
 
 
 def test_answers_are_those_of_plain_vllm(engine: Any, family: TinyFamily, plain: Any) -> None:

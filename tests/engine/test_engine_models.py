@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
-from fixtures.plain_vllm import GREEDY, Answer, Batch, run_batch
+from fixtures.plain_vllm import GREEDY, PROMPTS, Answer, Batch, run_batch
 from fixtures.tiny_models import TinyFamily
 from fixtures.weave_engine import memory_of, weave_engine
 from safetensors import safe_open
@@ -23,16 +23,8 @@ pytestmark = pytest.mark.engine
 
 BASE = -1
 TARGETS = (BASE, 0, 1)
-PROMPTS = [
-    "hello world",
-    "foo bar",
-    "the quick brown fox jumps over the lazy dog",
-    "0123456789" * 4,
-    "MoE",
-    "abc def ghi jkl mno pqr stu",
-    "longer than one block of the cache, " * 5,
-]
-JOBS = [(prompt, target) for prompt in PROMPTS for target in TARGETS]
+LONGER = "longer than one block of the cache, " * 5
+JOBS = [(prompt, target) for prompt in (*PROMPTS, LONGER) for target in TARGETS]
 SETTINGS: dict[str, Any] = {"max_num_batched_tokens": 1024}
 
 

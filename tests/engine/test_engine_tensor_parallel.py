@@ -20,7 +20,7 @@ from typing import Any
 import cloudpickle
 import pytest
 import torch
-from fixtures.plain_vllm import GREEDY, Answer, Answers, Batch, run_batch
+from fixtures.plain_vllm import GREEDY, PROMPTS, Answer, Answers, Batch, run_batch
 from fixtures.tiny_models import EXPERTS, LAYERS, TinyFamily, expert_names
 from fixtures.weave_engine import memory_of, weave_engine
 from safetensors.torch import load_file, save_file
@@ -29,14 +29,6 @@ pytestmark = pytest.mark.engine
 # the workers cannot import this module: what they are to run travels whole
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-PROMPTS = [
-    "hello world",
-    "foo bar",
-    "the quick brown fox jumps over the lazy dog",
-    "0123456789" * 4,
-    "MoE",
-    "abc def ghi jkl mno pqr stu",
-]
 BASE, ADAPTERS, SLOTS = -1, 3, 2
 # 1,024 tokens a step: no prompt is cut
 SETTINGS: dict[str, Any] = {"tensor_parallel_size": 2, "max_num_batched_tokens": 1024}

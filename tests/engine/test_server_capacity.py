@@ -14,7 +14,8 @@ import pytest
 import torch
 import transformers
 from fixtures.adapters import expert_key, write_expert_config, write_tensors
-from fixtures.server import BASE, PROMPTS, Server, Truth, running_server, truth_of
+from fixtures.plain_vllm import PROMPTS
+from fixtures.server import BASE, Server, Truth, running_server, truth_of
 from fixtures.tiny_models import EXPERTS, LAYERS, MODELS, TinyFamily
 
 pytestmark = pytest.mark.engine

@@ -12,7 +12,8 @@ import pytest
 import torch
 from fixtures import adapters
 from fixtures.adapters import expert_key, write_expert_config, write_tensors
-from fixtures.server import BASE, PROMPTS, Server, completion, running_server, truth_of
+from fixtures.plain_vllm import PROMPTS
+from fixtures.server import BASE, Server, completion, running_server, truth_of
 from fixtures.tiny_models import EXPERTS, LAYERS, TinyFamily
 from safetensors.torch import load_file, save_file
 

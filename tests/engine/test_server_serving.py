@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.plain_vllm import Answer
-from fixtures.server import BASE, PROMPTS, Server, Truth, completion, crowd, eventually, running_server, truth_of
+from fixtures.plain_vllm import PROMPTS, Answer
+from fixtures.server import BASE, Server, Truth, completion, crowd, eventually, running_server, truth_of
 from fixtures.tiny_models import TinyFamily
 
 pytestmark = pytest.mark.engine
