@@ -38,9 +38,8 @@ WEAVE = {"adapter_rows": 12}
 
 @pytest.fixture(scope="module", autouse=True)
 def environment() -> Iterator[None]:
-    """One core a rank; and leave to send functions to workers."""
+    """Leave to send functions to workers."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
         patch.setenv("VLLM_ALLOW_INSECURE_SERIALIZATION", "1")
         yield
 

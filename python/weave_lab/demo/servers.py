@@ -24,6 +24,16 @@ PLAIN = "model"
 """Name under which `plain_server` serves its model."""
 
 _START_LIMIT = 600.0
+_SETTINGS = {
+    # the little model needs little cache; by default vLLM takes most of the machine's memory for it
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    # Several servers share the cores. Left to itself vLLM binds the worker of each to the same core, where one that
+    # polls can starve behind one that computes. One thread each: as many as the little model can use.
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "passive",
+}
 
 
 @contextmanager
@@ -53,8 +63,7 @@ def plain_server(model: Path, log: Path) -> Iterator[str]:
 @contextmanager
 def _server(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Iterator[str]:
     port = _free_port()
-    # the little model needs little cache; by default vLLM takes most of the machine's memory for it
-    settings = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", **environment}
+    settings = {**_SETTINGS, **environment}
     with log.open("w") as output:
         process = subprocess.Popen(
             [sys.executable, *command, *OPTIONS, "--host", "127.0.0.1", "--port", str(port)],
