@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from npu_weave import __version__
-from npu_weave.cli import adapter, memory, serve
+from npu_weave.cli import adapter, memory, plan, serve
 
 app = typer.Typer(
     name="npu-weave",
@@ -19,6 +19,7 @@ app = typer.Typer(
 app.add_typer(adapter.app, name="adapter")
 app.command(name="serve", context_settings=serve.CONTEXT)(serve.serve)
 app.command(name="memory")(memory.memory)
+app.command(name="plan")(plan.plan)
 
 
 def _print_version(asked: bool) -> None:
