@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from npu_weave.errors import CapacityError, IntegrityError
+from npu_weave.experts.admission import most_rows
 from npu_weave.experts.layer import ExpertLayer, summary
 from npu_weave.experts.packed import PackedAdapter
 from npu_weave.memory.pool import PagePool
@@ -14,7 +15,8 @@ class ExpertBank:
     """The expert weights of the whole model on one device.
 
     `install` is the device half of the load transaction: lease rows, map, copy, fence, verify, publish. A failure
-    at any point leaves rows, pages, maps and bytes as they were.
+    at any point leaves rows, pages, maps and bytes as they were. Experts whose content is on the device already share
+    its row; they are neither copied nor verified again. Not thread-safe.
     """
 
     def __init__(self, layers: Sequence[ExpertLayer], pool: PagePool, *, slots: int, verify: bool = True) -> None:
@@ -66,14 +68,18 @@ class ExpertBank:
     def check_fits(self, adapters: Iterable[PackedAdapter], thing: str) -> None:
         """Make sure that any `slots` of `adapters` can be on the device at once, so that no activation can fail.
 
+        Rows are counted by distinct content, with the bound of `admission.most_rows`: it never admits what may fail,
+        and may refuse what would fit when more revisions that share experts are known than there are slots.
+
         Raises:
             CapacityError: ROWS_EXHAUSTED or MEMORY_EXHAUSTED.
         """
         known = list(adapters)
         worst: dict[int, int] = {}
         for index, layer in self.layers.items():
-            counts = sorted((adapter.experts_in(index) for adapter in known), reverse=True)[: self.slots]
-            worst[index] = sum(counts)
+            tuned = [layer.contents(adapter.layers[index]) for adapter in known if index in adapter.layers]
+            own = [[content for content in contents if content is not None] for contents in tuned]
+            worst[index] = most_rows(own, self.slots)
             if worst[index] > layer.rows.count:
                 raise CapacityError(
                     "ROWS_EXHAUSTED",
@@ -96,11 +102,18 @@ class ExpertBank:
             )
 
     def memory(self) -> dict[str, int]:
-        """Reserved, mapped and exactly needed bytes over all layers, and pages in use."""
+        """Reserved, mapped and exactly needed bytes over all layers, what sharing saves, and pages in use.
+
+        See `layer.summary`.
+        """
         return {**summary(self.layers), "pages": self.pool.in_use}
 
-    def check_integrity(self) -> None:
+    def check_integrity(self, contents: Mapping[int, PackedAdapter] | None = None) -> None:
         """Check every layer, and the pages against the driver's own count.
+
+        Args:
+            contents: slot -> the adapter that it holds: every row that these slots reach, shared or not, is compared
+                with it bit by bit.
 
         Raises:
             IntegrityError: an invariant does not hold.
@@ -110,6 +123,14 @@ class ExpertBank:
             if set(layer.owned) - self._used:
                 raise IntegrityError("MAP_INCONSISTENT", layer.name, expected=str(self._used), got=str(layer.owned))
         self.pool.check_integrity()
+        for slot, adapter in (contents or {}).items():
+            self._check_slot(slot, occupied=True)
+            for index, layer in self.layers.items():
+                packed = adapter.layers.get(index)
+                if tuple(layer.map.rows_of(slot)) != (packed.experts if packed else ()):
+                    raise IntegrityError("MAP_INCONSISTENT", f"{layer.name} slot {slot}", expected=adapter.name)
+                if packed:
+                    layer.verify(slot, packed, shared=True)
 
     def _check_slot(self, slot: int, *, occupied: bool) -> None:
         if not 1 <= slot <= self.slots or (slot in self._used) != occupied:

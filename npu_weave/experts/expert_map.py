@@ -20,6 +20,7 @@ class ExpertMap:
         self.num_experts = num_experts
         self._identity = torch.arange(num_experts, dtype=torch.int32)
         self.table = self._identity.repeat(slots + 1, 1).to(device)
+        self._published: dict[int, frozenset[int]] = {}
 
     def publish(self, slot: int, rows: Mapping[int, int]) -> None:
         """Point `slot` at `rows` (base expert -> row); other experts stay the base model's. Mutates `table`."""
@@ -27,13 +28,15 @@ class ExpertMap:
         for expert, row in rows.items():
             line[expert] = row
         self.table[slot].copy_(line)
+        self._published[slot] = frozenset(rows)
 
     def withdraw(self, slot: int) -> None:
         """Point `slot` back at the base model. Mutates `table`."""
         self.table[slot].copy_(self._identity)
+        self._published.pop(slot, None)
 
     def rows_of(self, slot: int) -> dict[int, int]:
-        """The experts that `slot` replaces: base expert -> row."""
+        """The experts of `slot`, ascending: base expert -> row, be it the base expert's own. Read off the table."""
         line = self.table[slot].cpu()
         changed = (line != self._identity).nonzero().flatten().tolist()
-        return {expert: int(line[expert]) for expert in changed}
+        return {expert: int(line[expert]) for expert in sorted(self._published.get(slot, frozenset()).union(changed))}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -13,12 +15,17 @@ from npu_weave.errors import DriverError, IntegrityError
 from npu_weave.experts.expert_map import ExpertMap
 from npu_weave.experts.packed import PackedLayer
 from npu_weave.experts.port import MoELayerPort
+from npu_weave.experts.row_users import RowUsers
 from npu_weave.experts.rows import RowAllocator
 from npu_weave.experts.token_slots import TokenSlots
 from npu_weave.memory.pool import PagePool
 from npu_weave.memory.virtual_tensor import VirtualTensor
 
 logger = logging.getLogger(__name__)
+
+ConfirmBase = Callable[[int, str], bool]
+"""(base expert id, digest of an adapter's expert) -> whether they are the same weights; equal on all ranks."""
+_GLANCE = 4096  # elements; tuned weights differ from the base's nearly everywhere
 
 
 class ExpertLayer:
@@ -28,15 +35,37 @@ class ExpertLayer:
     Construction moves the engine's weights into the virtual tensors and rebinds its parameters to them; when it fails,
     the parameters are as before and every page is back in the pool.
 
+    Experts with equal content, in whichever slots, share one row: it is copied once and unmapped with its last user.
+
+    Args:
+        port: the engine's layer. Its parameters are rebound.
+        pool: where pages come from.
+        adapter_rows: rows beyond the base experts'.
+        slots: adapters on the device at once.
+        confirm_base: asked about an expert whose bytes equal the base expert's on this rank; when it says so, the
+            expert is served by the base row. With one rank ``lambda expert, digest: True`` will do; slices of experts
+            can be equal on one rank only. None: base rows serve the base model alone.
+
     Attributes:
-        owned: slot -> its rows.
+        owned: slot -> for each of its experts, ascending, the row that serves it: the expert's own, a row shared with
+            other slots, or a base row.
+        users: how many experts of slots use each adapter row.
     """
 
-    def __init__(self, port: MoELayerPort, pool: PagePool, *, adapter_rows: int, slots: int) -> None:
+    def __init__(
+        self,
+        port: MoELayerPort,
+        pool: PagePool,
+        *,
+        adapter_rows: int,
+        slots: int,
+        confirm_base: ConfirmBase | None = None,
+    ) -> None:
         self.index = port.index
         self.name = port.name
         self.num_experts = port.num_experts
         self.rows = RowAllocator(port.num_experts, adapter_rows)
+        self.users = RowUsers()
         self._page = pool.driver.granularity
         self.tensors: dict[str, VirtualTensor] = {}
         self._move_in(port, pool, port.num_experts + adapter_rows)
@@ -44,48 +73,74 @@ class ExpertLayer:
         self.map = ExpertMap(slots, port.num_experts, device)
         self.owned: dict[int, list[int]] = {}
         self._stranded: list[list[int]] = []
+        self._confirm_base = confirm_base
+        self._unchanged: WeakKeyDictionary[PackedLayer, frozenset[int]] = WeakKeyDictionary()
 
     def rerouting(self, token_slots: TokenSlots, ids: torch.Tensor) -> torch.Tensor:
         """The rows for `ids` ``[tokens, top_k]`` of this step: ``map[slot of token, id]``."""
         rerouted: torch.Tensor = torch.ops.npu_weave.reroute(ids, token_slots.buffer, self.map.table)
         return rerouted
 
+    def contents(self, packed: PackedLayer) -> tuple[str | None, ...]:
+        """For each expert of `packed` the name of its content (`PackedLayer.contents`), None when it is the base's."""
+        unchanged = self._unchanged_in(packed)
+        named = zip(packed.experts, packed.contents, strict=True)
+        return tuple(None if expert in unchanged else content for expert, content in named)
+
     def place(self, slot: int, packed: PackedLayer, thing: str) -> None:
-        """Allocate, map and copy the rows of `packed` for `slot`; nothing is published yet.
+        """Give every expert of `packed` a row for `slot`; nothing is published yet.
+
+        Content that no row holds gets a row of its own, mapped and copied; the rest is only counted.
 
         Raises:
             CapacityError, DriverError: nothing is changed then.
         """
         if self._stranded:
             self._free([])
-        rows = self.rows.allocate(len(packed.experts), f"{thing}, {self.name}")
+        contents = self.contents(packed)
+        absent = {
+            content: position
+            for position, content in enumerate(contents)
+            if content is not None and self.users.row_of(content) is None
+        }
+        fresh = self.rows.allocate(len(absent), f"{thing}, {self.name}")
         try:
             for tensor in self.tensors.values():
-                tensor.map_rows(rows)
+                tensor.map_rows(fresh)
             for name, tensor in self.tensors.items():
-                for row, weight in zip(rows, packed.weights[name], strict=True):
-                    tensor.row_view(row).copy_(weight)
+                for row, position in zip(fresh, absent.values(), strict=True):
+                    tensor.row_view(row).copy_(packed.weights[name][position])
         except BaseException:
-            self._free(rows)
+            self._free(fresh)
             raise
-        self.owned[slot] = rows
+        # from here on nothing fails, so a count is never too high
+        row_of = dict(zip(absent, fresh, strict=True))
+        self.owned[slot] = []
+        for expert, content in zip(packed.experts, contents, strict=True):
+            row = expert
+            if content is not None:
+                held = self.users.row_of(content)
+                row = row_of[content] if held is None else held
+                self.users.add(content, row)
+            self.owned[slot].append(row)
 
-    def verify(self, slot: int, packed: PackedLayer) -> None:
-        """Compare the rows of `slot` with `packed`, bit by bit.
+    def verify(self, slot: int, packed: PackedLayer, *, shared: bool = False) -> None:
+        """Compare the rows that only `slot` uses with `packed`, bit by bit; with `shared` all that it reaches.
 
         Raises:
             IntegrityError: ROW_CONTENT, a row does not hold what was written.
         """
-        for row, position in zip(self.owned[slot], range(len(packed.experts)), strict=True):
+        for position, (expert, row) in enumerate(zip(packed.experts, self.owned[slot], strict=True)):
+            if not shared and self.users.count(row) != 1:
+                continue
             for name, tensor in self.tensors.items():
-                held, meant = tensor.row_view(row), packed.weights[name][position].to(tensor.tensor.device)
-                if not torch.equal(held.view(torch.uint8), meant.contiguous().view(torch.uint8)):
+                if not _same_bits(tensor.row_view(row), packed.weights[name][position]):
                     raise IntegrityError(
                         "ROW_CONTENT",
                         f"{self.name}.{name} row {row}",
-                        expected=f"the bytes of expert {packed.experts[position]}",
-                        got="other bytes after the copy",
-                        remedy="report this with the log; the adapter was not published",
+                        expected=f"the bytes of expert {expert}",
+                        got="other bytes",
+                        remedy="report this with the log; an adapter that is being loaded was not published",
                     )
 
     def publish(self, slot: int, packed: PackedLayer) -> None:
@@ -93,7 +148,8 @@ class ExpertLayer:
         self.map.publish(slot, dict(zip(packed.experts, self.owned[slot], strict=True)))
 
     def remove(self, slot: int) -> None:
-        """Withdraw `slot` from the map, unmap and free its rows. A slot without rows is left alone.
+        """Withdraw `slot` from the map; unmap and free the rows that no other slot uses. A slot without rows is left
+        alone.
 
         Rows that the driver fails to unmap are lost to the slot all the same, and stay taken until a later load or
         removal has unmapped them.
@@ -101,7 +157,7 @@ class ExpertLayer:
         self.map.withdraw(slot)
         rows = self.owned.pop(slot, None)
         if rows is not None:
-            self._free(rows)
+            self._free([row for row in rows if row >= self.num_experts and self.users.drop(row)])
 
     def pages_bound(self, rows: int) -> int:
         """Most pages that any `rows` adapter rows of this layer can need, however they lie."""
@@ -112,26 +168,62 @@ class ExpertLayer:
         """Address space of the tensors, in whole pages."""
         return sum(math.ceil(tensor.tensor.nbytes / self._page) * self._page for tensor in self.tensors.values())
 
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one expert, over all tensors."""
+        return sum(tensor.row_bytes for tensor in self.tensors.values())
+
+    @property
+    def saved_rows(self) -> int:
+        """Experts in slots that need no row of their own, as another slot's or the base's serves them."""
+        return sum(map(len, self.owned.values())) - len(self.users.counts)
+
     def check_integrity(self) -> None:
-        """Check rows against map, allocator and mappings.
+        """Check the map against rows and their counts, and these against allocator and mappings.
 
         Raises:
             IntegrityError: MAP_INCONSISTENT, or what the tensors' own checks find.
         """
-        held = [row for rows in self.owned.values() for row in rows]
+        counts = self.users.counts
         stranded = [row for rows in self._stranded for row in rows]
-        needed = {*range(self.num_experts), *held}
+        needed = {*range(self.num_experts), *counts}
         for name, tensor in self.tensors.items():
             tensor.check_integrity()
             if tensor.mapped_rows - set(stranded) != needed:
                 raise _inconsistent(f"{self.name}.{name}", sorted(needed), sorted(tensor.mapped_rows))
-        taken = [*held, *stranded]
-        if len(taken) != len(set(taken)) or len(taken) + self.rows.free != self.rows.count:
-            raise _inconsistent(f"{self.name} rows", "each row with one owner", taken)
-        for slot in range(self.map.slots + 1):
-            reachable = list(self.map.rows_of(slot).values())
-            if reachable and reachable != self.owned.get(slot):
-                raise _inconsistent(f"{self.name} slot {slot}", self.owned.get(slot, []), reachable)
+        taken = [*counts, *stranded]
+        if len(taken) != len(set(taken)) or len(taken) + self.rows.free != self.rows.count or not self.users.agrees():
+            raise _inconsistent(f"{self.name} rows", "each adapter row free, used or waiting", taken)
+        reached: Counter[int] = Counter()
+        for slot, line in enumerate(self.map.table.tolist()):
+            rows = dict(zip(self.map.rows_of(slot), self.owned.get(slot, []), strict=False))
+            meant = [rows.get(expert, expert) for expert in range(self.num_experts)]
+            if line != meant or len(set(line)) != len(line):
+                raise _inconsistent(f"{self.name} slot {slot}", f"{meant}, each row once", line)
+            reached.update(row for row in line if row >= self.num_experts)
+        if reached != counts or not self.owned.keys() <= set(range(1, self.map.slots + 1)):
+            raise _inconsistent(f"{self.name} users of rows", counts, dict(reached))
+
+    def _unchanged_in(self, packed: PackedLayer) -> frozenset[int]:
+        """The experts of `packed` that are the base's, found once."""
+        confirm = self._confirm_base
+        if confirm is None:
+            return frozenset()
+        found = self._unchanged.get(packed)
+        if found is None:
+            digests = enumerate(zip(packed.experts, packed.content_digests, strict=True))
+            found = frozenset(
+                expert
+                for position, (expert, digest) in digests
+                if self._is_base(expert, packed, position) and confirm(expert, digest)
+            )
+            self._unchanged[packed] = found
+        return found
+
+    def _is_base(self, expert: int, packed: PackedLayer, position: int) -> bool:
+        pairs = [(tensor.row_view(expert), packed.weights[name][position]) for name, tensor in self.tensors.items()]
+        glances = all(_same_bits(base.view(-1)[:_GLANCE], own.reshape(-1)[:_GLANCE]) for base, own in pairs)
+        return glances and all(_same_bits(base, own) for base, own in pairs)
 
     def _move_in(self, port: MoELayerPort, pool: PagePool, rows: int) -> None:
         """Virtual tensors of `rows` rows whose first hold the weights of `port`, and the port bound to them."""
@@ -161,7 +253,7 @@ class ExpertLayer:
             try:
                 for tensor in self.tensors.values():
                     tensor.unmap_rows(tensor.mapped_rows.intersection(freed))
-            except DriverError as error:
+            except (DriverError, IntegrityError) as error:  # IntegrityError: PAGE_LOST
                 logger.error("%s: rows %s stay mapped, to be freed later: %s", self.name, freed, error)
                 self._stranded.append(freed)
             else:
@@ -177,15 +269,25 @@ def _pages_bound(row_bytes: int, page: int, adapter: RowAllocator, rows: int) ->
     return min(rows * per_row, span)
 
 
+def _same_bits(held: torch.Tensor, meant: torch.Tensor) -> bool:
+    """Whether a row and what it should hold, which may be on the host, agree in every bit, NaN included."""
+    meant = meant.to(held.device).contiguous()
+    return torch.equal(held.reshape(-1).view(torch.uint8), meant.reshape(-1).view(torch.uint8))
+
+
 def _inconsistent(thing: str, expected: object, got: object) -> IntegrityError:
     return IntegrityError("MAP_INCONSISTENT", thing, expected=str(expected), got=str(got))
 
 
 def summary(layers: Mapping[int, ExpertLayer]) -> dict[str, int]:
-    """Bytes over all layers: reserved address space, mapped pages, and what the live rows exactly need."""
+    """Over all layers: bytes of reserved address space, of mapped pages, and what the live rows exactly need; adapter
+    rows that serve several experts of slots; experts that need no row of their own, and the bytes of these."""
     tensors = [tensor for layer in layers.values() for tensor in layer.tensors.values()]
     return {
         "reserved_bytes": sum(layer.reserved_bytes for layer in layers.values()),
         "mapped_bytes": sum(tensor.mapped_bytes for tensor in tensors),
         "exact_bytes": sum(len(tensor.mapped_rows) * tensor.row_bytes for tensor in tensors),
+        "shared_rows": sum(count > 1 for layer in layers.values() for count in layer.users.counts.values()),
+        "saved_rows": sum(layer.saved_rows for layer in layers.values()),
+        "saved_bytes": sum(layer.saved_rows * layer.row_bytes for layer in layers.values()),
     }

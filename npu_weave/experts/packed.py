@@ -2,28 +2,65 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+from blake3 import blake3
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PackedLayer:
     """The experts one adapter tunes in one MoE layer.
 
     Attributes:
         experts: base expert ids, ascending.
         weights: for each expert parameter a tensor ``[len(experts), ...]`` in kernel layout, on the host.
+        digests: for each expert the digest of what it was packed from, before any slicing for a rank
+            (`adapters.digest.AdapterDigests`). Experts of one layer with equal digests must be packed to equal bytes.
+            None: the packed bytes are hashed instead; slices can be equal on one rank and not on another, so ranks
+            that must decide alike need digests.
     """
 
     experts: tuple[int, ...]
     weights: Mapping[str, torch.Tensor]
+    digests: tuple[str, ...] | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of all weights."""
         return sum(weight.nbytes for weight in self.weights.values())
+
+    @cached_property
+    def content_digests(self) -> tuple[str, ...]:
+        """`digests`, or those of the packed bytes; every byte is hashed at the first use then."""
+        if self.digests is not None:
+            return self.digests
+        return tuple(self._digest(position) for position in range(len(self.experts)))
+
+    @cached_property
+    def contents(self) -> tuple[str, ...]:
+        """A name for the content of each expert, equal for equal content in any adapter; by it experts share rows.
+
+        Within one layer of one adapter no name stands twice, the second expert with some content has another name
+        than the first: a token's top-k ids are distinct, kernels may rely on it, and so they stay after rerouting.
+        """
+        seen: Counter[str] = Counter()
+        names = []
+        for _, digest in zip(self.experts, self.content_digests, strict=True):
+            names.append(f"{digest} {seen[digest]}")
+            seen[digest] += 1
+        return tuple(names)
+
+    def _digest(self, position: int) -> str:
+        digest = blake3(b"npu-weave packed expert 1\n", max_threads=blake3.AUTO)
+        for name in sorted(self.weights):
+            row = self.weights[name][position].contiguous()
+            digest.update(f"{name} {row.dtype} {list(row.shape)}\n".encode())
+            digest.update(row.reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -96,15 +96,17 @@ def test_drop_gives_everything_back_and_the_slot_is_used_again() -> None:
 
 def test_staging_is_refused_when_any_two_could_not_be_on_the_device_together() -> None:
     store = AdapterStore(make_bank(adapter_rows=5, slots=2))
-    small, large = packed({0: [0]}, 11), packed({0: [0, 1, 2]}, 12)
+    small, large, other = packed({0: [0]}, 11), packed({0: [0, 1, 2]}, 12), packed({0: [0, 1, 2]}, 13)
     store.stage(1, small)
     store.stage(2, large)
     # it would fit beside the small one, but not beside the large one
     with pytest.raises(CapacityError, match="ROWS_EXHAUSTED"):
-        store.stage(3, large)
+        store.stage(3, other)
     assert set(store.staged) == {1, 2}
-    assert store.drop(2)
-    store.stage(3, large)
+    # the large one once more shares its rows
+    store.stage(4, large)
+    assert store.drop(2) and store.drop(4)
+    store.stage(3, other)
     store.check_integrity()
 
 

@@ -1,0 +1,312 @@
+"""Experts with equal content share a row: across adapters, across revisions, with the base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import pytest
+import torch
+from fixtures.plain_layers import (  # noqa: F401 (an autouse fixture)
+    EXPERTS,
+    SHAPES,
+    PlainLayer,
+    base_weights,
+    check_served,
+    make_bank,
+    no_bank_outlives_its_test,
+    packed,
+    pages_of_live_rows,
+    random_bits,
+)
+
+from npu_weave.errors import CapacityError, IntegrityError
+from npu_weave.experts.bank import ExpertBank
+from npu_weave.experts.layer import ConfirmBase, ExpertLayer
+from npu_weave.experts.packed import PackedAdapter, PackedLayer
+from npu_weave.memory import HostDriver, PagePool
+
+ROW = sum(2 * rows * columns for rows, columns in SHAPES.values())
+
+
+def layer_of(contents: Mapping[int, int], digests: tuple[str, ...] | None = None) -> PackedLayer:
+    """Expert -> number of its content; equal numbers are equal bytes, in other memory."""
+    weights = {
+        name: torch.stack([random_bits(shape, seed=77_000 + 10 * contents[expert] + number) for expert in contents])
+        for number, (name, shape) in enumerate(SHAPES.items())
+    }
+    return PackedLayer(tuple(contents), weights, digests)
+
+
+def adapter_of(first: Mapping[int, int], second: Mapping[int, int] | None = None) -> PackedAdapter:
+    layers = {index: layer_of(contents) for index, contents in enumerate((first, second or {})) if contents}
+    return PackedAdapter("adapter", "digest", layers)
+
+
+def rows(bank: ExpertBank, layer: int = 0) -> int:
+    """Adapter rows that are mapped."""
+    return len(bank.layers[layer].tensors["w2"].mapped_rows) - EXPERTS
+
+
+def check(bank: ExpertBank, slots: Mapping[int, PackedAdapter]) -> None:
+    bank.check_integrity(slots)
+    check_served(bank, slots)
+    assert bank.pool.in_use == pages_of_live_rows(bank)
+
+
+def test_the_same_adapter_in_two_slots_costs_one() -> None:
+    bank = make_bank()
+    first, second = packed({0: [0, 3], 1: [2]}, 1), packed({0: [0, 3], 1: [2]}, 1)
+    bank.install(1, first)
+    before = bank.memory()
+    bank.install(2, second)
+    after = bank.memory()
+    saved = {"shared_rows": 3, "saved_rows": 3, "saved_bytes": 3 * ROW}
+    assert after == {**before, **saved}
+    check(bank, {1: first, 2: second})
+    bank.remove(1)
+    assert bank.memory() == before
+    check(bank, {2: second})
+    bank.remove(2)
+    assert bank.pool.in_use == bank.base_pages
+    check(bank, {})
+
+
+def test_a_revision_costs_what_it_changes() -> None:
+    bank = make_bank(adapter_rows=4)
+    old, new = adapter_of({0: 1, 1: 2, 2: 3}, {3: 1}), adapter_of({0: 1, 1: 9, 2: 3}, {3: 1})
+    bank.check_fits([old, new], "x")
+    bank.install(1, old)
+    bank.install(2, new)
+    assert (rows(bank, 0), rows(bank, 1)) == (4, 1)
+    check(bank, {1: old, 2: new})
+    bank.remove(1)
+    assert (rows(bank, 0), rows(bank, 1)) == (3, 1)
+    check(bank, {2: new})
+    # the old revision comes back for one row
+    bank.install(1, old)
+    assert rows(bank, 0) == 4
+    check(bank, {1: old, 2: new})
+
+
+def test_content_counts_and_not_the_expert_it_replaces() -> None:
+    bank = make_bank()
+    first, second = adapter_of({0: 5, 2: 6}), adapter_of({1: 6, 3: 5})
+    bank.install(1, first)
+    bank.install(2, second)
+    assert rows(bank) == 2
+    check(bank, {1: first, 2: second})
+
+
+def test_layers_do_not_share_with_each_other() -> None:
+    bank = make_bank()
+    adapter = adapter_of({0: 5}, {0: 5})
+    bank.install(1, adapter)
+    assert (rows(bank, 0), rows(bank, 1)) == (1, 1)
+    check(bank, {1: adapter})
+
+
+def test_equal_experts_of_one_adapter_keep_a_row_each() -> None:
+    """A token's top-k experts are distinct, and stay so after rerouting."""
+    bank = make_bank()
+    twins, one = adapter_of({0: 5, 1: 5, 3: 5}), adapter_of({2: 5})
+    bank.install(1, twins)
+    bank.install(2, one)
+    assert rows(bank) == 3
+    check(bank, {1: twins, 2: one})
+    bank.remove(1)
+    assert rows(bank) == 1
+    check(bank, {2: one})
+
+
+class Untouchable(Mapping[str, torch.Tensor]):
+    """Weights that nobody may read."""
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        raise AssertionError(f"{name} was read")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(SHAPES)
+
+    def __len__(self) -> int:
+        return len(SHAPES)
+
+
+def test_content_that_is_there_is_neither_hashed_nor_copied_nor_compared_again() -> None:
+    bank = make_bank()
+    first = PackedAdapter("a", "a", {0: layer_of({0: 1, 1: 2}, ("one", "two"))})
+    again = PackedAdapter("b", "b", {0: PackedLayer((0, 1), Untouchable(), ("one", "two"))})
+    bank.install(1, first)
+    bank.check_fits([first, again], "x")
+    bank.install(2, again)
+    bank.check_integrity({1: first})
+    assert bank.layers[0].owned[1] == bank.layers[0].owned[2]
+    with pytest.raises(AssertionError, match="was read"):
+        bank.check_integrity({2: again})
+
+
+def test_given_digests_decide_and_never_meet_computed_ones() -> None:
+    bank = make_bank(slots=3)
+    given = PackedAdapter("a", "a", {0: layer_of({0: 1}, ("one",))})
+    other = PackedAdapter("b", "b", {0: layer_of({0: 1}, ("other",))})
+    computed = adapter_of({0: 1})
+    for slot, adapter in enumerate((given, other, computed), 1):
+        bank.install(slot, adapter)
+    assert rows(bank) == 3
+    check(bank, {1: given, 2: other, 3: computed})
+
+
+def test_digests_are_as_many_as_experts() -> None:
+    bank = make_bank()
+    with pytest.raises(ValueError):
+        bank.install(1, PackedAdapter("a", "a", {0: layer_of({0: 1, 1: 2}, ("one",))}))
+    check(bank, {})
+
+
+def test_computed_digests_see_bytes_and_not_their_place() -> None:
+    weight = random_bits((3, 4, 6), 1)
+    plain = PackedLayer((0, 1, 2), {"w": weight}).contents
+    strided = torch.empty(3, 6, 4, dtype=torch.bfloat16).transpose(1, 2)
+    strided.copy_(weight)
+    assert PackedLayer((4, 5, 6), {"w": strided}).contents == plain
+    assert len(set(plain)) == 3
+    assert PackedLayer((0,), {"w": weight[2:]}).contents == plain[2:]
+    assert PackedLayer((0, 1, 2), {"v": weight}).contents != plain
+    assert PackedLayer((0, 1, 2), {"w": weight.view(torch.float16)}).contents != plain
+    assert PackedLayer((0, 1, 2), {"w": weight.view(3, 6, 4)}).contents != plain
+    changed = weight.clone()
+    changed.view(torch.uint8)[1, 3, -1] ^= 1
+    differing = [a != b for a, b in zip(PackedLayer((0, 1, 2), {"w": changed}).contents, plain, strict=True)]
+    assert differing == [False, True, False]
+    scales = PackedLayer((0, 1), {"scale": torch.tensor([1.0, 2.0])}).contents
+    assert len(set(scales)) == 2, "a number an expert"
+
+
+def bank_with_base(confirm: ConfirmBase | None) -> ExpertBank:
+    pool = PagePool(HostDriver())
+    layer = ExpertLayer(PlainLayer(0), pool, adapter_rows=3, slots=2, confirm_base=confirm)
+    return ExpertBank([layer], pool, slots=2)
+
+
+def with_base_experts(copied: Mapping[int, int], tuned: Mapping[int, int]) -> PackedAdapter:
+    """Experts of `copied` hold the bytes of that base expert, those of `tuned` content of their own."""
+    contents = {**dict.fromkeys(copied, 0), **tuned}
+    layer = layer_of({expert: contents[expert] for expert in sorted(contents)})
+    for expert, base in copied.items():
+        for name, weight in layer.weights.items():
+            weight[layer.experts.index(expert)] = base_weights(0)[name][base]
+    return PackedAdapter("a", "a", {0: layer})
+
+
+def test_an_expert_that_is_the_bases_costs_nothing() -> None:
+    bank = bank_with_base(lambda expert, digest: True)
+    adapter, all_base = with_base_experts({0: 0, 3: 3}, {1: 7}), with_base_experts({0: 0, 1: 1, 2: 2, 3: 3}, {})
+    bank.check_fits([adapter, all_base], "x")
+    bank.install(1, adapter)
+    bank.install(2, all_base)
+    layer = bank.layers[0]
+    assert layer.map.rows_of(1) == {0: 0, 1: EXPERTS, 3: 3} and layer.map.rows_of(2) == {0: 0, 1: 1, 2: 2, 3: 3}
+    assert rows(bank) == 1
+    assert (bank.memory()["saved_rows"], bank.memory()["shared_rows"]) == (6, 0)
+    bank.check_integrity({1: adapter, 2: all_base})
+    bank.remove(2)
+    bank.remove(1)
+    bank.check_integrity()
+    assert bank.layers[0].tensors["w2"].mapped_rows == set(range(EXPERTS)) and layer.map.rows_of(2) == {}
+
+
+def test_another_experts_base_weights_are_content_like_any_other() -> None:
+    """Else two experts of a token could meet in one row."""
+    bank = bank_with_base(lambda expert, digest: True)
+    adapter = with_base_experts({0: 1}, {})
+    bank.install(1, adapter)
+    assert bank.layers[0].map.rows_of(1) == {0: EXPERTS}
+    bank.check_integrity({1: adapter})
+
+
+@pytest.mark.parametrize("confirm", [None, lambda expert, digest: False])
+def test_base_rows_are_shared_only_when_that_is_confirmed(confirm: ConfirmBase | None) -> None:
+    bank = bank_with_base(confirm)
+    bank.install(1, with_base_experts({0: 0, 3: 3}, {}))
+    assert bank.layers[0].map.rows_of(1) == {0: EXPERTS, 3: EXPERTS + 1}
+    bank.check_integrity()
+
+
+@pytest.mark.parametrize("tensor", list(SHAPES))
+@pytest.mark.parametrize("where", [0, -1])
+def test_nobody_is_asked_about_bytes_that_differ(tensor: str, where: int) -> None:
+    asked = []
+
+    def confirm(expert: int, digest: str) -> bool:
+        asked.append((expert, digest))
+        return True
+
+    bank = bank_with_base(confirm)
+    adapter = with_base_experts({0: 0, 2: 2}, {})
+    adapter.layers[0].weights[tensor][0].view(torch.uint8).view(-1)[where] ^= 1
+    bank.check_fits([adapter], "x")
+    bank.install(1, adapter)
+    assert asked == [(2, adapter.layers[0].content_digests[1])], "and once is enough"
+    assert bank.layers[0].map.rows_of(1) == {0: EXPERTS, 2: 2}
+
+
+def test_admission_counts_what_is_distinct() -> None:
+    bank = make_bank(adapter_rows=4)
+    old, new = adapter_of({0: 1, 1: 2, 2: 3}), adapter_of({0: 1, 1: 9, 2: 3})
+    bank.check_fits([old, new, old, new], "x")
+    with pytest.raises(CapacityError, match="ROWS_EXHAUSTED"):
+        bank.check_fits([old, adapter_of({0: 1, 1: 9, 2: 10})], "x")
+
+
+def test_memory_is_admitted_by_distinct_content_too() -> None:
+    bank = make_bank(adapter_pages=14)
+    one = packed({0: [0, 1], 1: [0, 1]}, 1)
+    bank.check_fits([one, one], "x")
+    with pytest.raises(CapacityError, match="MEMORY_EXHAUSTED"):
+        bank.check_fits([one, packed({0: [0, 1], 1: [0, 1]}, 2)], "x")
+
+
+@pytest.mark.parametrize("damage", ["fewer", "more", "unused", "unmapped slot", "two experts, one row", "books"])
+def test_check_integrity_sees_wrong_counts(damage: str) -> None:
+    bank = make_bank()
+    adapter = packed({0: [1, 2]}, 1)
+    bank.install(1, adapter)
+    bank.install(2, adapter)
+    layer = bank.layers[0]
+    row = layer.owned[1][0]
+    bank.check_integrity()
+    match damage:
+        case "fewer":
+            layer.users.drop(row)
+        case "more":
+            layer.users.add(adapter.layers[0].contents[0], row)
+        case "unused":
+            extra = layer.rows.allocate(1, "x")
+            for tensor in layer.tensors.values():
+                tensor.map_rows(extra)
+        case "unmapped slot":
+            layer.map.withdraw(2)
+        case "two experts, one row":
+            layer.owned[1][1] = row
+            layer.map.publish(1, {1: row, 2: row})
+        case "books":
+            layer.users._row_of["elsewhere"] = row
+    with pytest.raises(IntegrityError):
+        bank.check_integrity()
+
+
+def test_the_deep_check_reads_shared_rows() -> None:
+    bank = make_bank()
+    adapter, other = packed({0: [1, 2]}, 1), packed({0: [1, 2]}, 2)
+    bank.install(1, adapter)
+    bank.install(2, adapter)
+    bank.check_integrity({1: adapter, 2: adapter})
+    with pytest.raises(IntegrityError, match="ROW_CONTENT"):
+        bank.check_integrity({1: adapter, 2: other})
+    with pytest.raises(IntegrityError, match="MAP_INCONSISTENT"):
+        bank.check_integrity({1: packed({0: [1, 3]}, 1)})
+    with pytest.raises(IntegrityError, match="MAP_INCONSISTENT"):
+        bank.check_integrity({1: packed({1: [1]}, 1)})
+    bank.layers[0].tensors["w13"].row_view(bank.layers[0].owned[1][1]).view(torch.uint8)[-1, -1] ^= 1
+    bank.check_integrity()
+    with pytest.raises(IntegrityError, match="ROW_CONTENT"):
+        bank.check_integrity({2: adapter})
