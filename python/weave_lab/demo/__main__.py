@@ -1,9 +1,9 @@
 """``python -m weave_lab.demo``: serve the small model with its adapters, and hold every answer against merged models.
 
 Every task's held-out prompts go to the base model and to the task's adapter, over HTTP, to one `npu-weave serve`:
-first as mixed traffic, then one by one. The same prompts go to plain vLLM servers: one for the base model, one for each
-merged checkpoint. The demonstration ends with 0 only if all tokens of mixed traffic are the same, and all
-log-probabilities of single requests.
+first as mixed traffic, then one by one. The same prompts go to plain vLLM, for the base model and for each merged
+checkpoint. The demonstration ends with 0 only if all tokens of mixed traffic are the same, and all log-probabilities
+of single requests.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pathlib import Path
 from rich.console import Console
 
 from weave_lab.artifacts import locate
+from weave_lab.demo.plain import answers_of
 from weave_lab.demo.report import Answers, Outcome, print_answers, print_table
-from weave_lab.demo.servers import BASE, PLAIN, plain_server, weave_server
+from weave_lab.demo.servers import BASE, weave_server
 from weave_lab.demo.traffic import Reply, Request, send
 from weave_lab.evaluate import held_out
 from weave_lab.tasks import Example, by_name
 
-_SERVERS_AT_ONCE = 3  # each takes about 2 GB of memory and, while it starts, one core
 _AT_ONCE = 32
 
 Examples = Mapping[str, list[Example]]
@@ -53,29 +53,22 @@ def main() -> None:
 
 
 def run(base: Path, adapters: Mapping[str, Path], examples: Examples, scratch: Path, console: Console) -> list[Outcome]:
-    """Start all servers, send the traffic, and pair the answers up, one `Outcome` a task."""
+    """Ask the server and plain vLLM, side by side, and pair the answers up, one `Outcome` a task."""
     merged = merge(base, adapters, scratch, console)
-    plain = {BASE: base, **merged}
-    console.print(f"starting 1 server with {len(adapters)} adapters, and {len(plain)} plain servers to compare with")
-    with ThreadPoolExecutor(max_workers=_SERVERS_AT_ONCE) as pool:
-        woven = pool.submit(ask_weave, base, adapters, examples, scratch)
-        truth = {
-            name: pool.submit(ask_plain, name, model, examples if name == BASE else {name: examples[name]}, scratch)
-            for name, model in plain.items()
-        }
-        served = woven.result()
-        answers = {name: future.result() for name, future in truth.items()}
-    return [
-        Outcome(
-            task=name,
-            examples=examples[name],
-            base=served[name, BASE],
-            adapter=served[name, name],
-            plain_base=answers[BASE][name, PLAIN],
-            merged=answers[name][name, PLAIN],
-        )
-        for name in adapters
-    ]
+    prompts = {name: [example.prompt for example in rows] for name, rows in examples.items()}
+    everything = {BASE: [prompt for rows in prompts.values() for prompt in rows], **prompts}
+    console.print(f"starting one server with {len(adapters)} adapters, and plain vLLM on {len(everything)} checkpoints")
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        plain = pool.submit(answers_of, {BASE: base, **merged}, everything, scratch)
+        served = ask_weave(base, adapters, examples, scratch)
+        truth = plain.result()
+    outcomes, first = [], 0
+    for name, rows in examples.items():
+        past = first + len(rows)
+        of_base = Answers(truth[BASE].together[first:past], truth[BASE].alone[first:past])
+        outcomes.append(Outcome(name, rows, served[name, BASE], served[name, name], of_base, truth[name]))
+        first = past
+    return outcomes
 
 
 def merge(base: Path, adapters: Mapping[str, Path], scratch: Path, console: Console) -> dict[str, Path]:
@@ -101,13 +94,6 @@ def ask_weave(
     ]
     with weave_server(base, adapters, scratch / "npu-weave.log") as url:
         return ask(url, asked, "npu-weave")
-
-
-def ask_plain(name: str, model: Path, examples: Examples, scratch: Path) -> dict[tuple[str, str], Answers]:
-    """Answers of plain vLLM on one checkpoint, by (task, "model")."""
-    asked = [(task, Request(PLAIN, example.prompt)) for task, rows in examples.items() for example in rows]
-    with plain_server(model, scratch / f"plain-{name}.log") as url:
-        return ask(url, asked, f"plain {name}")
 
 
 def ask(url: str, asked: Sequence[tuple[str, Request]], title: str) -> dict[tuple[str, str], Answers]:

@@ -1,4 +1,4 @@
-"""Servers of the demonstration, each a process of its own with its log in a file."""
+"""The server of the demonstration, a process of its own with its log in a file."""
 
 from __future__ import annotations
 
@@ -8,73 +8,57 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 
-OPTIONS = ("--dtype", "bfloat16", "--max-model-len", "512", "--max-num-seqs", "32", "--enforce-eager")
-"""Options of every server. Eager, because vLLM compiles nothing on a CPU once adapters are enabled."""
+ENGINE = {"dtype": "bfloat16", "max_model_len": 512, "max_num_seqs": 32, "enforce_eager": True}
+"""Settings of every engine. Eager, because vLLM compiles nothing on a CPU once adapters are enabled."""
 
 BASE = "base"
-"""Name under which `weave_server` serves the base model."""
-
-PLAIN = "model"
-"""Name under which `plain_server` serves its model."""
+"""Name under which the base model is served."""
 
 _START_LIMIT = 600.0
-_SETTINGS = {
+SETTINGS = {
     # the little model needs little cache; by default vLLM takes most of the machine's memory for it
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_NO_USAGE_STATS": "1",
-    # Several servers share the cores. Left to itself vLLM binds the worker of each to the same core, where one that
-    # polls can starve behind one that computes. One thread each: as many as the little model can use.
+    # Engines share the cores. Left to itself vLLM binds the worker of each to the same core, where one that polls can
+    # starve behind one that computes. One thread each: as many as the little model can use.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
     "OMP_WAIT_POLICY": "passive",
 }
+"""Environment of every engine."""
 
 
 @contextmanager
 def weave_server(base: Path, adapters: Mapping[str, Path], log: Path) -> Iterator[str]:
     """`npu-weave serve` with all adapters; yields its URL. The base model is served as `BASE`."""
-    named = [part for name, path in adapters.items() for part in ("--adapter", f"{name}={path}")]
-    command = ["-m", "npu_weave", "serve", str(base), *named, "--served-model-name", BASE]
-    with _server(command, log, {}) as url:
-        yield url
-
-
-@contextmanager
-def plain_server(model: Path, log: Path) -> Iterator[str]:
-    """Plain vLLM, with every plugin off; yields its URL. The model is served as `PLAIN`."""
-    command = [
-        "-m",
-        "vllm.entrypoints.launchers.api_server.entry",
-        "--model",
-        str(model),
-        "--served-model-name",
-        PLAIN,
-    ]
-    with _server(command, log, {"VLLM_PLUGINS": ""}) as url:
-        yield url
-
-
-@contextmanager
-def _server(command: Sequence[str], log: Path, environment: Mapping[str, str]) -> Iterator[str]:
     port = _free_port()
-    settings = {**_SETTINGS, **environment}
+    named = [part for name, path in adapters.items() for part in ("--adapter", f"{name}={path}")]
+    options = [part for key, value in ENGINE.items() for part in _option(key, value)]
+    command = [
+        sys.executable, "-m", "npu_weave", "serve", str(base), *named, "--served-model-name", BASE, *options,
+        "--host", "127.0.0.1", "--port", str(port),
+    ]  # fmt: skip
     with log.open("w") as output:
         process = subprocess.Popen(
-            [sys.executable, *command, *OPTIONS, "--host", "127.0.0.1", "--port", str(port)],
-            env={**os.environ, **settings}, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-            start_new_session=True,
+            command, env={**os.environ, **SETTINGS}, stdout=output, stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         try:
             _wait(process, f"http://127.0.0.1:{port}", log)
             yield f"http://127.0.0.1:{port}"
         finally:
             _stop(process)
+
+
+def _option(key: str, value: object) -> list[str]:
+    name = "--" + key.replace("_", "-")
+    return [name] if value is True else [name, str(value)]
 
 
 def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:

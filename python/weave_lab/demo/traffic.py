@@ -5,15 +5,23 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import httpx
 from tqdm import tqdm
 
+SAMPLING = {
+    "max_tokens": 96,
+    "temperature": 0.0,
+    "stop": ["\n"],
+    "include_stop_str_in_output": True,
+    "logprobs": 0,
+}
+"""Greedy, up to the newline that ends an answer; as the HTTP API and vLLM's SamplingParams both take it."""
+
 
 @dataclass(frozen=True)
 class Request:
-    """One completion asked of `model`: greedy, up to the newline that ends an answer."""
+    """One completion asked of `model`, with `SAMPLING`."""
 
     model: str
     prompt: str
@@ -54,16 +62,7 @@ async def _send(url: str, requests: Sequence[Request], title: str, at_once: int)
 
 
 async def _complete(client: httpx.AsyncClient, request: Request) -> Reply:
-    body: dict[str, Any] = {
-        "model": request.model,
-        "prompt": request.prompt,
-        "max_tokens": 96,
-        "temperature": 0,
-        "stop": ["\n"],
-        "include_stop_str_in_output": True,
-        "logprobs": 0,
-        "return_token_ids": True,
-    }
+    body = {**SAMPLING, "model": request.model, "prompt": request.prompt, "return_token_ids": True}
     response = await client.post("/v1/completions", json=body)
     response.raise_for_status()
     choice = response.json()["choices"][0]
