@@ -34,6 +34,9 @@ class WeaveConfig(BaseModel):
         adapter_memory: physical memory in bytes for adapter experts, per worker; also as text ("512MiB", "4GiB").
             It is taken at start, before the engine sizes its KV cache, and never exceeded. None takes memory as
             adapters come and gives it back as they go.
+        host_cache: host memory in bytes, per worker, for adapters that were unloaded or had to make room: loading the
+            same content again then needs no disk. Least recently used go first. None keeps as many as fit under
+            vLLM's ``--max-cpu-loras`` beside those in service; 0 keeps none.
         allowed_roots: directories below which adapters may lie. None allows any path, and is refused while the
             engine accepts adapters over HTTP (VLLM_ALLOW_RUNTIME_LORA_UPDATING).
         verify_loads: read every row back after a load and compare it with what was to be written.
@@ -43,10 +46,11 @@ class WeaveConfig(BaseModel):
 
     adapter_rows: StrictInt | None = Field(default=None, ge=1)
     adapter_memory: StrictInt | None = Field(default=None, ge=1)
+    host_cache: StrictInt | None = Field(default=None, ge=0)
     allowed_roots: tuple[Path, ...] | None = None
     verify_loads: StrictBool = True
 
-    @field_validator("adapter_memory", mode="before")
+    @field_validator("adapter_memory", "host_cache", mode="before")
     @classmethod
     def _parse_size(cls, value: object) -> object:
         return parse_size(value) if isinstance(value, str) else value

@@ -8,19 +8,21 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from npu_weave.errors import IntegrityError
+
 
 @dataclass
 class Revision:
-    """One content of one adapter, from the moment it is named until its last request has finished.
+    """One content of one adapter, from the moment its load begins until its last request has finished.
 
     Attributes:
         id: engine-wide id >= 1, never used twice.
         public_id: the id under which the serving layer knows the adapter.
         name: public name.
         path: directory it was read from.
-        digest: content digest.
-        staged: whether the workers hold it on the host.
-        opening: not published yet.
+        digest: content digest; empty until it has been read, and known by the time it is published.
+        staged: whether the workers hold it on the host; set by `AdapterDirectory.mark_staged`.
+        opening: not published yet; its load decides what becomes of it.
         last_used: counter of the directory when it was last asked for.
     """
 
@@ -39,7 +41,8 @@ class AdapterDirectory:
 
     Re-pointing an id publishes a new revision and retires the old one, which lives on until no request uses it.
     Requests between arrival and the scheduler are held as `pending`, so a retired revision cannot vanish under
-    them. Thread-safe: requests arrive on the input thread, loads and steps run on the engine's main thread.
+    them; from then on the scheduler's own table of requests says who uses what. Thread-safe: requests arrive on the
+    input thread, loads and steps run on the engine's main thread.
     """
 
     def __init__(self, host_limit: int) -> None:
@@ -51,13 +54,22 @@ class AdapterDirectory:
         self._revisions: dict[int, Revision] = {}
         self._former_paths: dict[int, set[str]] = {}
         self._pending: dict[str, int] = {}
+        self._opening = 0
+        self._staged = 0
 
-    def create(self, public_id: int, name: str, path: str, digest: str) -> Revision:
+    def create(self, public_id: int, name: str, path: str, digest: str = "") -> Revision:
         """A new revision that nothing points to yet."""
         with self._lock:
             revision = Revision(next(self._ids), public_id, name, path, digest, last_used=next(self._clock))
             self._revisions[revision.id] = revision
+            self._opening += 1
             return revision
+
+    def mark_staged(self, revision: Revision, staged: bool = True) -> None:
+        """Note whether the workers hold `revision`, which has not been forgotten, on the host."""
+        with self._lock:
+            self._staged += staged - revision.staged
+            revision.staged = staged
 
     def publish(self, revision: Revision) -> None:
         """Make `revision` what its public id stands for; the one before it is retired."""
@@ -67,6 +79,7 @@ class AdapterDirectory:
                 self._former_paths.setdefault(revision.public_id, set()).add(previous.path)
             self._former_paths.get(revision.public_id, set()).discard(revision.path)
             self._current[revision.public_id] = revision
+            self._opening -= revision.opening
             revision.opening = False
 
     def retire(self, public_id: int) -> Revision | None:
@@ -78,24 +91,24 @@ class AdapterDirectory:
     def forget(self, revision: Revision) -> None:
         """Remove a revision that nothing points to and nobody uses."""
         with self._lock:
-            self._revisions.pop(revision.id, None)
+            if self._revisions.pop(revision.id, None) is not None:
+                self._opening -= revision.opening
+                self._staged -= revision.staged
             if self._current.get(revision.public_id) is revision:
                 del self._current[revision.public_id]
 
     def find(self, public_id: int, name: str, path: str) -> Revision | None:
-        """The revision that serves a request made for (id, name, path), or None when it has to be opened first.
+        """The revision that serves a request made for (id, name, path), or None when it has to be loaded first.
 
         A request that still names the path from before a re-point gets the current revision.
         """
         with self._lock:
             current = self._current.get(public_id)
             former = self._former_paths.get(public_id, set())
-            if current is not None and current.name == name and (path == current.path or path in former):
-                current.last_used = next(self._clock)
-                return current
-            asked = (public_id, name, path)
-            opening = (r for r in self._revisions.values() if r.opening and (r.public_id, r.name, r.path) == asked)
-            return next(opening, None)
+            if current is None or current.name != name or not (path == current.path or path in former):
+                return None
+            current.last_used = next(self._clock)
+            return current
 
     def current(self, public_id: int) -> Revision | None:
         """What the public id stands for now."""
@@ -129,11 +142,11 @@ class AdapterDirectory:
             self._pending.pop(request_id, None)
 
     def collectable(self, in_flight: Collection[int]) -> list[Revision]:
-        """Retired revisions without requests, pending ones included."""
+        """Retired revisions without requests, pending ones included. One that is still opening is not retired."""
         with self._lock:
             used = set(in_flight) | set(self._pending.values())
-            serving = {revision.id for revision in self._current.values()}
-            return [r for r in self._revisions.values() if r.id not in used and r.id not in serving]
+            used |= {revision.id for revision in self._current.values()}
+            return [r for r in self._revisions.values() if r.id not in used and not r.opening]
 
     def surplus(self, in_flight: Collection[int], room_for: Revision | None = None) -> list[Revision]:
         """Staged revisions beyond the host limit that no request uses, least recently used first.
@@ -153,7 +166,23 @@ class AdapterDirectory:
 
     @property
     def has_idle_work(self) -> bool:
-        """Whether a retired revision waits for its requests, or the host holds more than its limit."""
+        """Whether a retired revision waits for its requests, or the host holds more than its limit. Costs no search."""
         with self._lock:
+            return len(self._revisions) - self._opening > len(self._current) or self._staged > self.host_limit
+
+    def check_integrity(self) -> None:
+        """Check the counts against what they count.
+
+        Raises:
+            IntegrityError: DIRECTORY_STATE.
+        """
+        with self._lock:
+            opening = sum(revision.opening for revision in self._revisions.values())
             staged = sum(revision.staged for revision in self._revisions.values())
-            return len(self._revisions) > len(self._current) or staged > self.host_limit
+            if (opening, staged) != (self._opening, self._staged):
+                raise IntegrityError(
+                    "DIRECTORY_STATE",
+                    "adapter directory",
+                    expected=f"{opening} opening, {staged} staged",
+                    got=f"{self._opening} opening, {self._staged} staged",
+                )

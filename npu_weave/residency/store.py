@@ -11,6 +11,7 @@ import numpy.typing as npt
 from npu_weave.errors import CapacityError, IntegrityError
 from npu_weave.experts.bank import ExpertBank
 from npu_weave.experts.packed import PackedAdapter
+from npu_weave.residency.host_cache import HostCache
 
 
 class AdapterStore:
@@ -20,11 +21,21 @@ class AdapterStore:
     `stage` admits a revision only if any `slots` staged revisions fit on the device together, so that `activate`,
     which runs inside a step, cannot fail for want of room. All decisions depend only on the sequence of calls, so
     that the ranks of a tensor-parallel group, which see the same calls, decide alike. Not thread-safe.
+
+    What is dropped stays in the host cache, so that staging the same content again needs no disk. Revisions of equal
+    content share one host copy.
+
+    Attributes:
+        staged: revision -> host copy.
+        cache: host copies that no revision uses. Without a limit in bytes it takes what `staged` leaves of
+            `host_limit` adapters.
     """
 
-    def __init__(self, bank: ExpertBank) -> None:
+    def __init__(self, bank: ExpertBank, cache: HostCache | None = None, *, host_limit: int = 0) -> None:
         self.bank = bank
+        self.cache = HostCache(0) if cache is None else cache
         self.staged: dict[int, PackedAdapter] = {}
+        self._host_limit = host_limit
         self._slot_of: dict[int, int] = {}
         self._pinned: set[int] = set()
         self._step = 0
@@ -54,9 +65,21 @@ class AdapterStore:
             self.bank.install(slot, adapter)
             self._slot_of[revision] = slot
         self.staged[revision] = adapter
+        self._bound_cache()
+
+    def reuse(self, digest: str) -> PackedAdapter | None:
+        """A host copy of this content, from a staged revision or out of the cache; None when there is neither."""
+        shared = next((adapter for adapter in self.staged.values() if adapter.digest == digest), None)
+        return self.cache.take(digest) if shared is None else shared
+
+    def keep(self, adapter: PackedAdapter) -> None:
+        """Leave a host copy that no revision uses any more to the cache."""
+        if all(adapter.digest != other.digest for other in self.staged.values()):
+            self.cache.put(adapter)
+            self._bound_cache()
 
     def drop(self, revision: int) -> bool:
-        """Forget `revision`: its slot, rows, pages and host copy. Returns whether it was there.
+        """Forget `revision`: its slot, rows and pages; its host copy goes to the cache. Returns whether it was there.
 
         Raises:
             DriverError: see `ExpertBank.remove`; nothing is changed then.
@@ -65,7 +88,7 @@ class AdapterStore:
             return False
         self._evict(revision)
         self._pinned.discard(revision)
-        del self.staged[revision]
+        self.keep(self.staged.pop(revision))
         return True
 
     def activate(self, revisions: Collection[int]) -> list[int]:
@@ -142,6 +165,11 @@ class AdapterStore:
                         "MAP_INCONSISTENT", f"slot {slot}, layer {index}", expected=str(packed.experts)
                     )
         self.bank.check_integrity()
+        self.cache.check_integrity()
+
+    def _bound_cache(self) -> None:
+        if self.cache.limit_bytes is None:
+            self.cache.trim(self._host_limit - len(self.staged))
 
     def _free_slot(self) -> int | None:
         taken = set(self._slot_of.values())

@@ -1,30 +1,42 @@
-"""The engine core's side: loads and unloads adapters on all workers, and gives every request its revision."""
+"""The engine core's side: adapters in and out of service, and for every request its revision."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
-from functools import cached_property
+from concurrent.futures import Future
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vllm.logger import init_logger
 from vllm.lora.request import LoRARequest
+from vllm.v1.engine import EngineCoreRequest
 
-from npu_weave.adapters.adapter import open_adapter
-from npu_weave.adapters.checkpoint import base_fingerprint
 from npu_weave.adapters.geometry import MoEGeometry
-from npu_weave.adapters.paths import resolve_adapter_path, validate_adapter_name
 from npu_weave.config import WeaveConfig
 from npu_weave.engine.vllm import worker_calls
+from npu_weave.engine.vllm.loads import AdapterLoads, Load
+from npu_weave.engine.vllm.workers import WorkerGroup, is_failure
 from npu_weave.errors import IntegrityError, WeaveError
 from npu_weave.residency.directory import AdapterDirectory, Revision
+from npu_weave.residency.load_opener import AdapterOpener
+from npu_weave.residency.load_threads import background_thread
 
 if TYPE_CHECKING:
-    from vllm.v1.engine import EngineCoreRequest
     from vllm.v1.engine.core import EngineCore
     from vllm.v1.request import Request
 
 logger = init_logger("vllm.npu_weave.core")
+
+IDLE_SECONDS = 0.001
+"""How long an engine that has nothing to do but loads sleeps between two looks at them."""
+
+
+class _Held(NamedTuple):
+    """A request that waits for its adapter, and how it enters the scheduler."""
+
+    request: EngineCoreRequest | Request
+    enter: Callable[[Any], None]
 
 
 class AdapterControl:
@@ -36,48 +48,60 @@ class AdapterControl:
     the revision they began with.
 
     A revision is in use while a request of the scheduler names it; that is read off the scheduler when needed, not
-    counted, so there is no count to get wrong.
+    counted, so there is no count to get wrong. A request whose adapter is not staged is held outside the scheduler
+    until it is, while others go on.
     """
 
-    def __init__(self, core: EngineCore, config: WeaveConfig) -> None:
+    def __init__(self, core: EngineCore, config: WeaveConfig, refuse: Callable[[Any, Exception], None]) -> None:
+        """
+        Args:
+            refuse: ends one request with an error.
+        """
         self._core = core
-        self._config = config
+        self._refuse = refuse
         vllm_config = core.vllm_config
         lora_config = vllm_config.lora_config
         assert lora_config is not None, "checked by check_settings"
-        self._geometry = MoEGeometry.from_config(vllm_config.model_config.hf_config.to_dict())
+        geometry = MoEGeometry.from_config(vllm_config.model_config.hf_config.to_dict())
+        self._workers = WorkerGroup(core.model_executor)
         self._directory = AdapterDirectory(lora_config.max_cpu_loras or lora_config.max_loras)
+        self._loads = AdapterLoads(
+            self._workers,
+            self._directory,
+            AdapterOpener(geometry, Path(vllm_config.model_config.model), config.allowed_roots),
+            background_thread("npu-weave-open"),
+            make_room=self._make_room,
+            ended=self._load_ended,
+        )
+        # an engine inside its caller has no loop of its own that would go on meanwhile
+        self._waits = not hasattr(core, "input_queue")
 
     # --- called on the engine's main thread ---
 
-    def add(self, request: LoRARequest) -> bool:
+    def add(self, request: LoRARequest) -> bool | Future[bool]:
         """Load an adapter, or re-point its id to other content (``load_inplace``, or another path or name).
 
+        Returns:
+            True when it is in service already, else a future that is done when it is.
+
         Raises:
-            WeaveError: nothing is changed then, on any worker.
+            WeaveError: by the future as well; nothing is changed then, on any worker.
         """
-        known = self._directory.find(request.lora_int_id, request.lora_name, request.lora_path)
+        asked = (request.lora_int_id, request.lora_name, request.lora_path)
+        known = self._directory.find(*asked)
         if known is not None and known.staged and not request.load_inplace:
             return True
-        revision = self._open(request)
-        if known is not None and known.digest == revision.digest and known.path == revision.path:
-            self._directory.forget(revision)
-            revision = known
-        try:
-            self._stage(revision)
-        except WeaveError:
-            if revision.opening:
-                self._directory.forget(revision)
-            raise
-        self._directory.publish(revision)
-        self.collect()
-        return True
+        return self._outcome(self._loads.join_or_start(*asked, again=bool(request.load_inplace)).done)
 
     def remove(self, public_id: int) -> bool:
-        """Take an adapter out of service; its memory returns when its last request has finished."""
+        """Take an adapter out of service; its memory returns when its last request has finished.
+
+        A load of it that is under way is given up, with the requests that wait for it.
+        """
+        cancelled = self._loads.cancel(public_id)
         revision = self._directory.retire(public_id)
         if revision is None:
-            return False
+            return cancelled
         in_use = sum(adapter == revision.id for adapter in self._adapters_of_requests())
         logger.info("adapter %r taken out of service; %d requests still use it", revision.name, in_use)
         self.collect()
@@ -87,8 +111,8 @@ class AdapterControl:
         """Public ids in service."""
         return self._directory.public_ids()
 
-    def pin(self, public_id: int) -> bool:
-        """Keep an adapter on the device.
+    def pin(self, public_id: int) -> bool | Future[bool]:
+        """Keep an adapter on the device; a future when it must be brought back to the host first.
 
         Raises:
             WeaveError: no slot would be left for others.
@@ -96,41 +120,69 @@ class AdapterControl:
         revision = self._directory.current(public_id)
         if revision is None:
             return False
-        self._stage(revision)
-        self._on_workers(worker_calls.pin, revision.id)
-        return True
+        if revision.staged:
+            self._workers.run(worker_calls.pin, revision.id)
+            return True
+        pinned: Future[bool] = Future()
+
+        def then(staged: Future[bool]) -> None:
+            try:
+                staged.result()
+                self._workers.run(worker_calls.pin, revision.id)
+            except WeaveError as error:
+                pinned.set_exception(error)
+            else:
+                pinned.set_result(True)
+
+        self._loads.restage(revision).done.add_done_callback(then)
+        return self._outcome(pinned)
 
     def memory(self) -> list[dict[str, int]]:
         """Bytes and counts of every worker; each checks its invariants first."""
-        reports = self._call(worker_calls.memory)
-        for report in reports:
-            if "code" in report:
-                raise WeaveError.from_dict(report)
-        return reports
+        self._directory.check_integrity()
+        return self._reports(worker_calls.memory)
 
-    def schedule(self, request: Request) -> None:
-        """Called before a request enters the scheduler: its revision must be staged.
+    def load_report(self) -> dict[str, Any]:
+        """Loads since the start and under way, requests that wait for them, and each worker's host cache."""
+        return {
+            **self._loads.counts,
+            "under_way": len(self._loads),
+            "requests_held": self._loads.held,
+            "host_cache": self._reports(worker_calls.host_cache),
+        }
 
-        Raises:
-            WeaveError: it cannot be; the caller then fails this request, and this one only.
+    def submit(self, request: EngineCoreRequest | Request, enter: Callable[[Any], None]) -> None:
+        """Let a request into the scheduler, now or when its adapter is staged; refuse it if that cannot be.
+
+        Args:
+            request: as `admit` left it: a request of the scheduler, or one whose adapter was not known then.
+            enter: puts a request of the scheduler into it.
         """
-        if request.lora_request is None:
-            return
-        revision = self._directory.get(request.lora_request.lora_int_id)
         try:
-            if revision is None:
-                raise IntegrityError("REVISION_NOT_STAGED", request.request_id, expected="a known revision", got="none")
-            self._stage(revision)
-            if revision.opening:
-                self._directory.publish(revision)
-        except WeaveError:
-            if revision is not None:
-                self._directory.forget(revision)
-            raise
+            ready = self._admitted(request)
+            load = self._load_for(ready)
+        except Exception as error:  # whatever it is, it is about this request only
+            self._give_up(request, error)
+            return
+        if load is None:
+            try:
+                enter(ready)
+            finally:
+                self._directory.release(ready.request_id)
+            return
+        load.held[ready.request_id] = _Held(ready, enter)
+        if self._waits:
+            self._settle(load.done)
 
     def release(self, request_id: str) -> None:
-        """The scheduler has the request, or it was refused: nothing holds its revision but the scheduler now."""
+        """The request was given up before it came to `submit`."""
         self._directory.release(request_id)
+
+    def abort(self, request_ids: list[str]) -> None:
+        """Requests that wait for a load are dropped."""
+        for request_id in request_ids if len(self._loads) else ():
+            self._loads.withdraw(request_id)
+            self._directory.release(request_id)
 
     def collect(self) -> None:
         """Drop retired revisions that nobody uses any more, and host copies beyond the limit."""
@@ -138,87 +190,127 @@ class AdapterControl:
             return
         in_flight = set(self._adapters_of_requests())
         for revision in self._directory.collectable(in_flight):
-            self._drop(revision)
-            self._directory.forget(revision)
-            logger.info("adapter %r (revision %d) dropped, its memory is free", revision.name, revision.id)
+            if not self._loads.loading(revision):
+                self._drop(revision)
+                self._directory.forget(revision)
+                logger.info("adapter %r (revision %d) dropped, its memory is free", revision.name, revision.id)
         for revision in self._directory.surplus(in_flight):
             self._drop(revision)
 
+    def poll(self) -> None:
+        """Move loads on. Called after every step, and by an engine that has only loads to wait for."""
+        if not len(self._loads):
+            return
+        self._loads.poll(may_wait=not self._core.batch_queue)
+        if len(self._loads) and not self._core.scheduler.has_requests():
+            time.sleep(IDLE_SECONDS)
+
+    @property
+    def busy(self) -> bool:
+        """Whether loads are under way, so that the engine's loop must not go to sleep."""
+        return len(self._loads) > 0
+
+    def abandon(self) -> None:
+        """Give up all loads and the requests that wait for them: the engine stops."""
+        self._loads.abandon()
+
     # --- called on the input thread ---
 
-    def admit(self, request: EngineCoreRequest) -> None:
+    def admit(self, request: EngineCoreRequest) -> bool:
         """Exchange the request's LoRARequest for its revision. Must precede the hashing of its tokens.
 
         Mutates `request`.
 
-        Raises:
-            WeaveError: the adapter is not loaded and cannot be opened.
+        Returns:
+            False when its adapter is not in service (an offline caller may name any): `submit` loads it then.
         """
         asked = request.lora_request
         if asked is None:
-            return
+            return True
         with self._directory.guarded():
             revision = self._directory.find(asked.lora_int_id, asked.lora_name, asked.lora_path)
-            if revision is not None:
-                self._directory.hold(request.request_id, revision)
-        if revision is None:
-            # an offline caller may name an adapter that was never loaded: read it here, off the step's thread
-            revision = self._open(asked)
+            if revision is None:
+                return False
             self._directory.hold(request.request_id, revision)
         request.lora_request = LoRARequest(
             lora_name=revision.name, lora_int_id=revision.id, lora_path=f"weave:{revision.digest}"
         )
+        return True
 
     # --- inside ---
 
-    @cached_property
-    def _base_fingerprint(self) -> str | None:
-        """Of the base model, where its checkpoint is a directory here; adapters that note their base are held to it."""
-        model = Path(self._core.vllm_config.model_config.model)
-        return base_fingerprint(model) if model.is_dir() else None
+    def _admitted(self, request: EngineCoreRequest | Request) -> EngineCoreRequest | Request:
+        """The request of the scheduler, if its adapter is in service by now."""
+        if not isinstance(request, EngineCoreRequest):
+            return request
+        ready: EngineCoreRequest | Request = self._core.preprocess_add_request(request)[0]
+        return ready
 
-    def _open(self, request: LoRARequest) -> Revision:
-        validate_adapter_name(request.lora_name)
-        path = resolve_adapter_path(request.lora_path, self._config.allowed_roots)
-        adapter = open_adapter(
-            path, self._geometry, allowed_roots=self._config.allowed_roots, base_fingerprint=self._base_fingerprint
-        )
-        return self._directory.create(request.lora_int_id, request.lora_name, request.lora_path, adapter.digest)
+    def _load_for(self, request: EngineCoreRequest | Request) -> Load | None:
+        """The load that a request has to wait for; None when it need not.
 
-    def _stage(self, revision: Revision) -> None:
-        """Stage `revision` on all workers, or on none."""
-        if revision.staged:
-            return
+        Raises:
+            WeaveError: REVISION_NOT_STAGED.
+        """
+        adapter = request.lora_request
+        if adapter is None:
+            return None
+        if isinstance(request, EngineCoreRequest):
+            return self._loads.join_or_start(adapter.lora_int_id, adapter.lora_name, adapter.lora_path)
+        revision = self._directory.get(adapter.lora_int_id)
+        if revision is None:
+            raise IntegrityError("REVISION_NOT_STAGED", request.request_id, expected="a known revision", got="none")
+        return None if revision.staged else self._loads.restage(revision)
+
+    def _load_ended(self, load: Load, error: WeaveError | None) -> None:
+        """Put the revision into service, or forget it; then let in, or refuse, who waited."""
+        revision = load.revision
+        if error is None and revision is not None and revision.opening:
+            self._directory.publish(revision)
+        elif error is not None and revision is not None and (revision.opening or load.restages):
+            self._directory.forget(revision)
+        for held in load.held.values():
+            if error is None:
+                self._let_in(held)
+            else:
+                self._give_up(held.request, error)
+        self.collect()
+
+    def _let_in(self, held: _Held) -> None:
+        try:
+            self.submit(held.request, held.enter)
+        except Exception as error:  # a fault of this request, which nobody else should pay for
+            logger.exception("request %s could not be scheduled after its adapter was loaded", held.request.request_id)
+            self._give_up(held.request, error)
+
+    def _give_up(self, request: EngineCoreRequest | Request, error: Exception) -> None:
+        self._directory.release(request.request_id)
+        self._refuse(request, error)
+
+    def _outcome(self, future: Future[bool]) -> bool | Future[bool]:
+        return self._settle(future) if self._waits else future
+
+    def _settle(self, future: Future[bool]) -> bool:
+        """Wait for a load, in an engine that runs inside its caller."""
+        while not future.done():
+            self.poll()
+        return future.result()
+
+    def _make_room(self, revision: Revision) -> None:
         for idle in self._directory.surplus(set(self._adapters_of_requests()), room_for=revision):
             self._drop(idle)
-        try:
-            self._on_workers(worker_calls.stage, revision.id, revision.name, revision.path, revision.digest)
-        except WeaveError:
-            self._on_workers(worker_calls.drop, revision.id)
-            raise
-        revision.staged = True
 
     def _drop(self, revision: Revision) -> None:
         if revision.staged:
-            self._on_workers(worker_calls.drop, revision.id)
-            revision.staged = False
+            self._workers.run(worker_calls.drop, revision.id)
+            self._directory.mark_staged(revision, False)
 
-    def _on_workers(self, call: Callable[..., Any], *args: Any) -> None:
-        """Run `call` on every worker and make sure that they all did the same.
-
-        Raises:
-            WeaveError: the first worker's error; RANKS_DISAGREE when their states differ.
-        """
-        outcomes = self._call(call, *args)
-        for outcome in outcomes:
-            if isinstance(outcome, dict):
-                raise WeaveError.from_dict(outcome)
-        if len(set(outcomes)) > 1:
-            raise IntegrityError("RANKS_DISAGREE", call.__name__, expected="one state on all ranks", got=str(outcomes))
-
-    def _call(self, call: Callable[..., Any], *args: Any) -> list[Any]:
-        results: list[Any] = self._core.model_executor.collective_rpc(call, args=args)
-        return results
+    def _reports(self, call: Callable[..., Any]) -> list[dict[str, int]]:
+        reports = self._workers.reports(call)
+        for report in reports:
+            if is_failure(report):
+                raise WeaveError.from_dict(report)
+        return reports
 
     def _adapters_of_requests(self) -> list[int]:
         """The revision of every request the scheduler has, base-model requests left out."""

@@ -10,7 +10,7 @@ from typing import Any
 from vllm.logger import init_logger
 
 from npu_weave.config import config_from
-from npu_weave.errors import UnsupportedError, WeaveError
+from npu_weave.errors import UnsupportedError
 
 logger = init_logger("vllm.npu_weave.core")
 
@@ -99,7 +99,10 @@ def control_adapters(module: ModuleType) -> None:
     core = module.EngineCore
     for name, action in _CORE_ACTIONS.items():
         _replace(core, name, functools.partial(_controlled, action))
+    for name, action in _PROCESS_ACTIONS.items():
+        _replace(module.EngineCoreProc, name, functools.partial(_controlled, action))
     core.npu_weave_memory = _memory
+    core.npu_weave_loads = _loads
     for name in ("save_sharded_state", "compute_weight_checksums"):
         _replace(core, name, _refused_under_control)
 
@@ -136,7 +139,7 @@ def control_of(core: Any) -> Any:
         if config is not None:
             from npu_weave.engine.vllm.control import AdapterControl
 
-            control = AdapterControl(core, config)
+            control = AdapterControl(core, config, functools.partial(_fail_request, core))
         core.__dict__["_npu_weave_control"] = control
         return control
 
@@ -147,8 +150,16 @@ def _memory(core: Any) -> list[dict[str, int]]:
     return [] if control is None else control.memory()
 
 
+def _loads(core: Any) -> dict[str, Any]:
+    """Utility ``npu_weave_loads``: see `AdapterControl.load_report`; empty without our key."""
+    control = control_of(core)
+    return {} if control is None else control.load_report()
+
+
 def _preprocess(control: Any, core: Any, original: _Method, request: Any) -> Any:
-    control.admit(request)
+    if not control.admit(request):
+        # its tokens cannot be hashed before the adapter's content is known: it goes on as it came
+        return request, request.current_wave
     try:
         return original(request)
     except BaseException:
@@ -156,18 +167,11 @@ def _preprocess(control: Any, core: Any, original: _Method, request: Any) -> Any
         raise
 
 
-def _add_request(control: Any, core: Any, original: _Method, request: Any, *args: Any, **kwargs: Any) -> Any:
-    try:
-        control.schedule(request)
-    except WeaveError as error:
-        return _fail_request(core, request, error)
-    else:
-        return original(request, *args, **kwargs)
-    finally:
-        control.release(request.request_id)
+def _add_request(control: Any, core: Any, original: _Method, request: Any, *args: Any, **kwargs: Any) -> None:
+    control.submit(request, lambda ready: original(ready, *args, **kwargs))
 
 
-def _fail_request(core: Any, request: Any, error: WeaveError) -> None:
+def _fail_request(core: Any, request: Any, error: Exception) -> None:
     """End one request with `error`; the engine goes on."""
     logger.error("request %s refused: %s", request.request_id, error)
     if not hasattr(core, "_send_error_outputs_to_client"):
@@ -175,10 +179,23 @@ def _fail_request(core: Any, request: Any, error: WeaveError) -> None:
     core._send_error_outputs_to_client([request.request_id], request.client_index)
 
 
-def _then_collect(control: Any, core: Any, original: _Method, *args: Any, **kwargs: Any) -> Any:
+def _after_step(control: Any, core: Any, original: _Method, *args: Any, **kwargs: Any) -> Any:
     result = original(*args, **kwargs)
     control.collect()
+    control.poll()
     return result
+
+
+def _abort(control: Any, core: Any, original: _Method, request_ids: list[str]) -> None:
+    original(request_ids)
+    control.abort(request_ids)
+    control.collect()
+
+
+def _stop(control: Any, core: Any, original: _Method) -> Any:
+    if core.shutdown_state.name == "REQUESTED" and core.vllm_config.shutdown_timeout == 0:
+        control.abandon()
+    return original()
 
 
 def _refused_under_control(original: _Method) -> _Method:
@@ -198,8 +215,13 @@ _CORE_ACTIONS: dict[str, Callable[..., Any]] = {
     "pin_lora": lambda control, core, original, lora_id: control.pin(lora_id),
     "preprocess_add_request": _preprocess,
     "add_request": _add_request,
-    "abort_requests": _then_collect,
-    "post_step": _then_collect,
+    "abort_requests": _abort,
+    "post_step": _after_step,
+}
+
+_PROCESS_ACTIONS: dict[str, Callable[..., Any]] = {
+    "has_work": lambda control, core, original: original() or control.busy,
+    "_handle_shutdown": _stop,
 }
 
 

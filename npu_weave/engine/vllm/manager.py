@@ -14,15 +14,18 @@ from torch import nn
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 
-from npu_weave.adapters.adapter import open_adapter
 from npu_weave.adapters.geometry import MoEGeometry
 from npu_weave.config import WeaveConfig
 from npu_weave.engine.vllm.build import build_bank
-from npu_weave.engine.vllm.moe_layer import VllmMoELayer, find_moe_layers
-from npu_weave.errors import AdapterError, IntegrityError
+from npu_weave.engine.vllm.moe_layer import find_moe_layers
+from npu_weave.errors import IntegrityError
 from npu_weave.experts.layer import ExpertLayer
-from npu_weave.experts.packed import PackedAdapter, PackedLayer
 from npu_weave.experts.token_slots import TokenSlots
+from npu_weave.residency.host_cache import HostCache
+from npu_weave.residency.load_identity import Identity
+from npu_weave.residency.load_reader import AdapterReader
+from npu_weave.residency.load_threads import background_thread
+from npu_weave.residency.loader import AdapterLoader, LoadState
 from npu_weave.residency.store import AdapterStore
 
 logger = init_logger("vllm.npu_weave.worker")
@@ -31,8 +34,8 @@ logger = init_logger("vllm.npu_weave.worker")
 class WeaveAdapterManager:
     """Serves ESFT adapters where vLLM expects its LoRA manager; no LoRA layer is ever made.
 
-    The engine core stages and drops revisions through `stage` and `drop` (see `control`); the model runner calls
-    `set_step` (or `set_active_adapters`) once a step. Ids are revision ids, given by the engine core.
+    The engine core loads and drops revisions (see `loads`); the model runner calls `set_step` (or
+    `set_active_adapters`) once a step. Ids are revision ids, given by the engine core.
     """
 
     is_enabled = True
@@ -43,28 +46,40 @@ class WeaveAdapterManager:
         lora_config = vllm_config.lora_config
         assert lora_config is not None, "checked by check_settings"
         self._slots: int = lora_config.max_loras
+        self._host_limit: int = lora_config.max_cpu_loras or lora_config.max_loras
         model_config = vllm_config.model_config
         self.geometry = MoEGeometry.from_config(model_config.hf_config.to_dict())
         self.token_slots = TokenSlots(vllm_config.scheduler_config.max_num_batched_tokens, device)
-        self._ports: dict[int, VllmMoELayer] = {}
         self._lookup: npt.NDArray[np.int32] = np.zeros(1, dtype=np.int32)
         self._dummy_run = False
         self.store: AdapterStore
+        self.loader: AdapterLoader
 
     def create_lora_manager(self, model: nn.Module, vllm_config: VllmConfig) -> nn.Module:
         """Move the experts of `model` into virtual weight tensors and insert the rerouting. Mutates `model`."""
         ports = find_moe_layers(model, vllm_config)
-        self._ports = {port.index: port for port in ports}
         bank = build_bank(ports, self._config, slots=self._slots)
-        self.store = AdapterStore(bank)
+        self.store = AdapterStore(bank, HostCache(self._config.host_cache), host_limit=self._host_limit)
+        reader = AdapterReader(
+            self.geometry, {port.index: port for port in ports}, allowed_roots=self._config.allowed_roots
+        )
+        self.loader = AdapterLoader(reader, self.store, background_thread("npu-weave-read"))
         for port in ports:
             port.insert_rerouting(partial(self._reroute, bank.layers[port.index]))
         return model
 
     # --- called by the engine core, through collective_rpc ---
 
-    def stage(self, revision: int, name: str, path: str, digest: str) -> str:
-        """Read, pack and admit one revision; installed at once when a slot is free.
+    def begin_load(self, revision: int, name: str, path: str, digest: str, identity: Identity | None) -> None:
+        """`AdapterLoader.begin`."""
+        self.loader.begin(revision, name, path, digest, identity)
+
+    def load_states(self) -> dict[int, LoadState]:
+        """`AdapterLoader.states`."""
+        return self.loader.states()
+
+    def commit_load(self, revision: int) -> str:
+        """Stage a revision that has been read; installed at once when a slot is free.
 
         Returns:
             The store's fingerprint, equal on all ranks.
@@ -72,13 +87,16 @@ class WeaveAdapterManager:
         Raises:
             WeaveError: nothing is changed then.
         """
-        if revision not in self.store.staged:
-            self.store.stage(revision, self._read(name, path, digest))
-            self._refresh_lookup(revision)
+        self.loader.commit(revision)
+        self._refresh_lookup(revision)
+        staged = self.store.staged[revision]
+        experts = sum(len(layer.experts) for layer in staged.layers.values())
+        logger.info("adapter %r staged: %d experts, %.1f MiB", staged.name, experts, staged.nbytes / 2**20)
         return self.store.fingerprint()
 
     def drop(self, revision: int) -> str:
-        """Forget one revision and give its memory back. Returns the store's fingerprint."""
+        """Forget one revision, loaded or on the way, and give its memory back. Returns the store's fingerprint."""
+        self.loader.cancel(revision)
         self.store.drop(revision)
         self._refresh_lookup()
         return self.store.fingerprint()
@@ -97,6 +115,11 @@ class WeaveAdapterManager:
             "adapters_staged": len(self.store.staged),
             "adapters_resident": len(self.store.resident),
         }
+
+    def host_cache(self) -> dict[str, int]:
+        """What the host cache keeps, and how many adapters were read from files since the start."""
+        cache = self.store.cache
+        return {"adapters": len(cache), "bytes": cache.nbytes, "disk_reads": self.loader.disk_reads}
 
     # --- called by the model runner ---
 
@@ -189,32 +212,6 @@ class WeaveAdapterManager:
         self._lookup[0] = 0
         for resident, slot in self.store.resident.items():
             self._lookup[resident] = slot
-
-    def _read(self, name: str, path: str, digest: str) -> PackedAdapter:
-        adapter = open_adapter(path, self.geometry, allowed_roots=self._config.allowed_roots)
-        layers: dict[int, PackedLayer] = {}
-        for index, experts in adapter.experts.items():
-            if experts:
-                tensors = [adapter.expert(index, expert) for expert in experts]
-                layers[index] = PackedLayer(tuple(experts), self._ports[index].pack(tensors))
-        if adapter.digest != digest:
-            raise AdapterError(
-                "ADAPTER_CHANGED",
-                path,
-                expected=f"content {digest[:16]}",
-                got=adapter.digest[:16],
-                remedy="do not write into an adapter's directory while it is loaded; load it again",
-            )
-        logger.info("adapter %r packed: %d experts, %.1f MiB", name, _count(layers), _mib(layers))
-        return PackedAdapter(name, digest, layers)
-
-
-def _count(layers: dict[int, PackedLayer]) -> int:
-    return sum(len(layer.experts) for layer in layers.values())
-
-
-def _mib(layers: dict[int, PackedLayer]) -> float:
-    return sum(layer.nbytes for layer in layers.values()) / 2**20
 
 
 def _unknown(revision: int) -> IntegrityError:

@@ -32,9 +32,24 @@ def _failures_as_values(call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @_failures_as_values
-def stage(manager: Any, revision: int, name: str, path: str, digest: str) -> str:
-    """`WeaveAdapterManager.stage`."""
-    return str(manager.stage(revision, name, path, digest))
+def begin_load(
+    manager: Any, revision: int, name: str, path: str, digest: str, identity: tuple[Any, ...] | None
+) -> None:
+    """`WeaveAdapterManager.begin_load`."""
+    manager.begin_load(revision, name, path, digest, identity)
+
+
+@_failures_as_values
+def load_states(manager: Any) -> dict[int, dict[str, str]]:
+    """`WeaveAdapterManager.load_states`: keys are revisions, so it is never mistaken for a failure."""
+    states: dict[int, dict[str, str]] = manager.load_states()
+    return states
+
+
+@_failures_as_values
+def commit_load(manager: Any, revision: int) -> str:
+    """`WeaveAdapterManager.commit_load`."""
+    return str(manager.commit_load(revision))
 
 
 @_failures_as_values
@@ -53,6 +68,13 @@ def pin(manager: Any, revision: int) -> str:
 def memory(manager: Any) -> dict[str, int]:
     """`WeaveAdapterManager.memory`."""
     report: dict[str, int] = manager.memory()
+    return report
+
+
+@_failures_as_values
+def host_cache(manager: Any) -> dict[str, int]:
+    """`WeaveAdapterManager.host_cache`."""
+    report: dict[str, int] = manager.host_cache()
     return report
 
 

@@ -1,0 +1,98 @@
+"""From files to kernel layout: what a load does before it needs the device."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from npu_weave.adapters.adapter import Adapter, open_adapter
+from npu_weave.adapters.digest import AdapterHasher
+from npu_weave.adapters.geometry import MoEGeometry
+from npu_weave.adapters.paths import resolve_adapter_path
+from npu_weave.errors import AdapterError, WeaveError
+from npu_weave.experts.packed import PackedAdapter, PackedLayer
+from npu_weave.experts.port import MoELayerPort
+from npu_weave.residency.load_identity import Identity, directory_identity
+
+
+class AdapterReader:
+    """Reads adapters for one worker. Holds no state of any load; may run on a thread of its own."""
+
+    def __init__(
+        self,
+        geometry: MoEGeometry,
+        ports: Mapping[int, MoELayerPort],
+        *,
+        allowed_roots: Sequence[Path] | None = None,
+    ) -> None:
+        self._geometry = geometry
+        self._ports = ports
+        self._allowed_roots = allowed_roots
+
+    def read(
+        self, name: str, path: str, digest: str, identity: Identity | None, cancelled: Callable[[], bool]
+    ) -> PackedAdapter:
+        """Validate, read and pack the adapter at `path`; every byte is read once.
+
+        Args:
+            name: for messages.
+            digest: the content it must have; empty for any.
+            identity: the state its directory must be in; None for any.
+            cancelled: asked between experts; the read then ends early.
+
+        Raises:
+            AdapterError: the codes of `open_adapter` and `Adapter.expert`; ADAPTER_CHANGED, content or directory are
+                not what they should be.
+            WeaveError: LOAD_CANCELLED.
+        """
+        real = resolve_adapter_path(path, self._allowed_roots)
+        self._check_state(real, identity)
+        adapter = open_adapter(path, self._geometry, allowed_roots=self._allowed_roots)
+        hasher = AdapterHasher()
+        layers = {
+            index: self._pack(adapter, index, hasher, name, cancelled)
+            for index, experts in adapter.experts.items()
+            if experts
+        }
+        found = hasher.digests().adapter
+        if digest and found != digest:
+            raise _changed(path, f"content {digest[:16]}", found[:16])
+        self._check_state(real, identity)
+        return PackedAdapter(name, found, layers)
+
+    def _pack(
+        self, adapter: Adapter, index: int, hasher: AdapterHasher, name: str, cancelled: Callable[[], bool]
+    ) -> PackedLayer:
+        experts = adapter.experts[index]
+        tensors = []
+        for expert in experts:
+            if cancelled():
+                raise load_cancelled(name)
+            tensors.append(adapter.expert(index, expert))
+            hasher.add_loaded(index, expert, tensors[-1])
+        return PackedLayer(tuple(experts), self._ports[index].pack(tensors))
+
+    def _check_state(self, path: Path, identity: Identity | None) -> None:
+        if identity is not None and directory_identity(path) != identity:
+            raise _changed(str(path), "the directory as it was when it was validated", "another state of it")
+
+
+def load_cancelled(name: str) -> WeaveError:
+    """The error of whoever waited for a load that will not be finished."""
+    return WeaveError(
+        "LOAD_CANCELLED",
+        f"adapter {name!r}",
+        expected="the adapter to be wanted until it is loaded",
+        got="it was taken out of service, or the engine stops",
+        remedy="load it again",
+    )
+
+
+def _changed(path: str, expected: str, got: str) -> AdapterError:
+    return AdapterError(
+        "ADAPTER_CHANGED",
+        path,
+        expected=expected,
+        got=got,
+        remedy="do not write into an adapter's directory while it is loaded; load it again",
+    )

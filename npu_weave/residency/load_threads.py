@@ -1,0 +1,37 @@
+"""Threads for loads, which yield to the thread that runs the steps."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Collection
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+
+NICENESS = 10
+
+
+def background_thread(name: str, cpus: Collection[int] | None = None) -> ThreadPoolExecutor:
+    """An executor of one thread that runs behind all others.
+
+    Args:
+        name: of the thread.
+        cpus: processors it may use; None leaves it those of the thread that starts it.
+    """
+    return ThreadPoolExecutor(1, thread_name_prefix=name, initializer=_stand_back, initargs=(cpus,))
+
+
+def process_is_ending() -> bool:
+    """Whether the main thread has ended and waits for the others: whoever still works should stop."""
+    return not threading.main_thread().is_alive()
+
+
+def _stand_back(cpus: Collection[int] | None) -> None:
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+    if cpus:
+        os.sched_setaffinity(threading.get_native_id(), cpus)
+    # asked for first: torch would set up the thread on its first operation, with everybody's number
+    torch.get_num_threads()
+    # its parallel regions would take processors from the step; other threads that run already keep theirs
+    torch.set_num_threads(1)
