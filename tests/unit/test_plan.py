@@ -74,6 +74,13 @@ def test_utilization_and_overhead_come_off_the_device_and_every_engine_has_its_o
     assert plan.outcome("merged", 1).left_bytes == plan.outcome("exact", 0).left_bytes
 
 
+def test_each_engine_of_merged_models_needs_its_own_cache() -> None:
+    weights = 2 * make_plan(BASE, KINDS, budget(64)).base.weights_bytes
+    for tokens, fits in ((2 * 100, True), (2 * 100 - 1, False)):
+        found = make_plan(BASE, KINDS, Budget(weights + tokens * TOKEN, 1.0, 0, 100)).outcome("merged", 2)
+        assert (found.kv_tokens, found.fits) == (tokens, fits)
+
+
 def test_weights_that_do_not_fit_leave_no_cache() -> None:
     plan = make_plan(BASE, KINDS, budget(BASE.weights_bytes // MIB + 3))
     found = plan.outcome("padded", 2)
