@@ -12,11 +12,16 @@ COMPILE = ["-O3", "-g0", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fopenmp"
 
 EXTENSIONS = {
     "npu_weave._C": [
+        "csrc/vmm/acl_device.cpp",
         "csrc/vmm/address_space.cpp",
         "csrc/vmm/arena.cpp",
+        "csrc/vmm/cuda_device.cpp",
         "csrc/vmm/driver.cpp",
-        "csrc/vmm/host.cpp",
+        "csrc/vmm/host_device.cpp",
+        "csrc/vmm/library.cpp",
+        "csrc/vmm/status.cpp",
         "csrc/torch/memory_tensor.cpp",
+        "csrc/torch/npu_tensor.cpp",
         "csrc/torch/vmm_module.cpp",
     ],
     "weave_ops._C": [

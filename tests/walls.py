@@ -27,9 +27,9 @@ SAME_FLOOR: dict[str, frozenset[str]] = {
 COMPANIONS = frozenset({"weave_ops", "weave_lab", "weave_bench"})
 # Foreign packages that only the named places may import.
 RESERVED: dict[str, tuple[str, ...]] = {
-    "vllm": ("npu_weave.engine",),
+    "vllm": ("npu_weave.engine", "weave_lab.demo.plain"),  # the latter: vLLM without us, to compare with
     "vllm_ascend": ("npu_weave.engine.ascend",),
-    "torch_npu": ("npu_weave.engine.ascend", "weave_ops.ascendc"),
+    "torch_npu": ("npu_weave.engine.ascend", "npu_weave.memory.npu_tensor", "weave_ops.ascendc"),
 }
 # Of torch's parts and of device packages, what a room of plain files and tensors has no business with.
 DEVICE_CODE = ("torch.cuda", "torch.npu", "torch_npu", "triton", "npu_weave._C", "acl")

@@ -13,21 +13,20 @@ bool interpreter_runs() {
 #endif
 }
 
-// The last view may die in any thread, with or without the interpreter lock, or when the interpreter
-// ends; then the end of the process gives everything back.
-void drop(PyObject* owner) {
+}  // namespace
+
+void drop_owner(PyObject* owner) {
   if (!interpreter_runs()) return;
   const pybind11::gil_scoped_acquire lock;
   Py_DECREF(owner);
 }
 
-}  // namespace
-
-at::Tensor memory_tensor(std::uintptr_t address, std::size_t bytes, pybind11::object owner) {
+// The device is named: asked about a pointer to memory that is not mapped yet, CUDA would not know it.
+at::Tensor memory_tensor(std::uintptr_t address, std::size_t bytes, pybind11::object owner, c10::Device device) {
   PyObject* held = owner.release().ptr();
   return at::from_blob(
-      reinterpret_cast<void*>(address), {static_cast<std::int64_t>(bytes)}, [held](void*) { drop(held); },
-      at::TensorOptions().dtype(at::kByte).device(at::kCPU));
+      reinterpret_cast<void*>(address), {static_cast<std::int64_t>(bytes)}, [held](void*) { drop_owner(held); },
+      at::TensorOptions().dtype(at::kByte).device(device), device);
 }
 
 }  // namespace weave::torch_binding

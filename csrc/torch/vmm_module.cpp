@@ -1,16 +1,23 @@
-// npu_weave._C: the drivers, call by call. Statuses and errors become Python errors in npu_weave/memory/host.py.
+// npu_weave._C: the drivers, call by call. Statuses and errors become Python errors in npu_weave/memory/native.py.
 #include <torch/csrc/utils/pybind.h>
 
 #include <memory>
 #include <tuple>
 
-#include "../vmm/host.h"
+#include "../vmm/acl_device.h"
+#include "../vmm/cuda_device.h"
+#include "../vmm/driver.h"
+#include "../vmm/host_device.h"
 #include "memory_tensor.h"
+#include "npu_tensor.h"
 
 namespace py = pybind11;
+using weave::vmm::AclDevice;
 using weave::vmm::Address;
+using weave::vmm::CudaDevice;
+using weave::vmm::Device;
 using weave::vmm::Driver;
-using weave::vmm::HostDriver;
+using weave::vmm::HostDevice;
 using weave::vmm::Page;
 using weave::vmm::Stats;
 using weave::vmm::Status;
@@ -27,10 +34,9 @@ Result value_of(Call call) {
   return {static_cast<int>(status), status == Status::kOk ? value : 0};
 }
 
-std::tuple<int, py::object> tensor(Driver& driver, Address address, std::size_t bytes, py::object owner) {
-  const Status status = driver.check_range(address, bytes);
-  if (status != Status::kOk) return {static_cast<int>(status), py::none()};
-  return {0, py::cast(weave::torch_binding::memory_tensor(address, bytes, std::move(owner)))};
+// Null when the device cannot be opened; last_error() says why.
+std::shared_ptr<Driver> driver_of(std::unique_ptr<Device> device, std::size_t limit_bytes) {
+  return device == nullptr ? nullptr : std::make_shared<Driver>(std::move(device), limit_bytes);
 }
 
 }  // namespace
@@ -66,10 +72,20 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
           "unmap", [](Driver& self, Address address) { return static_cast<int>(self.unmap(address)); }, NoLock())
       .def(
           "fence", [](Driver& self) { return static_cast<int>(self.fence()); }, NoLock())
-      .def("tensor", &tensor)
+      .def(
+          "check_range",
+          [](Driver& self, Address address, std::size_t bytes) {
+            return static_cast<int>(self.check_range(address, bytes));
+          },
+          NoLock())
       .def("stats", &Driver::stats, NoLock());
 
-  module.def("host_driver",
-             [](std::size_t limit_bytes) -> std::shared_ptr<Driver> { return HostDriver::open(limit_bytes); });
-  module.def("last_error", &Driver::last_error);
+  module.def("host_driver", [](std::size_t limit_bytes) { return driver_of(HostDevice::open(), limit_bytes); });
+  module.def("cuda_driver",
+             [](int device, std::size_t limit_bytes) { return driver_of(CudaDevice::open(device), limit_bytes); });
+  module.def("acl_driver",
+             [](int device, std::size_t limit_bytes) { return driver_of(AclDevice::open(device), limit_bytes); });
+  module.def("memory_tensor", &weave::torch_binding::memory_tensor);
+  module.def("npu_memory_tensor", &weave::torch_binding::npu_memory_tensor);
+  module.def("last_error", &weave::vmm::last_error);
 }

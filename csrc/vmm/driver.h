@@ -1,39 +1,31 @@
-// One small interface over the virtual memory of a device. Its contract is the intersection of what ACL, CUDA and the
-// host offer, so that code that passes on one backend holds on all of them:
+// Virtual memory of one device under one strict contract: the intersection of what ACL, CUDA and the host offer, so
+// that code that passes on one device holds on all of them:
 //
 //   - a page is one physical handle of `granularity()` bytes; it is mapped whole, at offset 0, at one address at a
 //   time;
 //   - an address is a multiple of the granularity inside one reservation; a mapping ends exactly as it was made;
 //   - a page belongs to the driver, hence the device, that created it; a reservation holds pages of that driver only;
-//   - a mapping ends only after a `fence()` that came after it was made: no kernel may still be using it;
+//   - a mapping ends only after a `fence()` that began after it was made: no kernel may still be using it;
 //   - a page is destroyed only when unmapped, a reservation released only when empty;
-//   - a mapped page can be read and written; touching a hole is a fault.
+//   - a mapped page can be read and written; touching a hole is a fault;
+//   - the process that opened a driver is the one that uses it: after a fork, every call that would change anything
+//   returns kForked in the child, and the child's copy never gives back what the parent holds.
 //
 // Nothing here throws, aborts or prints. A call that fails changes nothing, returns its status, and leaves a sentence
 // in `last_error()` of the calling thread. All calls are safe from any thread.
 #pragma once
 
-#include <cstddef>
-#include <cstdint>
-#include <string>
+#include <sys/types.h>
+
+#include <map>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+
+#include "device.h"
 
 namespace weave::vmm {
 
-// The values are part of the binding: npu_weave/memory/host.py maps them to error codes.
-enum class Status : int {
-  kOk = 0,
-  kInvalidArgument = 1,
-  kOutOfMemory = 2,
-  kOutOfAddressSpace = 3,
-  kAlreadyMapped = 4,
-  kNotMapped = 5,
-  kInUse = 6,
-  kNotFenced = 7,
-  kForked = 8,
-  kFailed = 9,
-};
-
-using Address = std::uintptr_t;
 using Page = std::uint64_t;  // never 0; a destroyed page's number is not used again by this process
 
 struct Stats {
@@ -44,39 +36,67 @@ struct Stats {
   std::size_t huge_pages = 0;  // created pages that the system backs with one large page
 };
 
-class Driver {
+class Driver final {
  public:
-  virtual ~Driver() = default;
+  // `limit_bytes`: physical memory this driver may create; 0 means no limit but the device's.
+  Driver(std::unique_ptr<Device> device, std::size_t limit_bytes);
+  ~Driver();
+  Driver(const Driver&) = delete;
+  Driver& operator=(const Driver&) = delete;
 
-  virtual const char* name() const = 0;
-  virtual std::size_t granularity() const = 0;  // bytes
+  const char* name() const { return device_->name(); }
+  std::size_t granularity() const { return page_bytes_; }
 
   // Takes `bytes` (a multiple of the granularity) of address space; no memory lies under it yet.
-  virtual Status reserve(std::size_t bytes, Address* out) = 0;
-  virtual Status release(Address base) = 0;
+  Status reserve(std::size_t bytes, Address* out);
+  Status release(Address base);
 
-  // Commits one page of zeroed physical memory. Memory that is short shows here, never at the first touch.
-  virtual Status create_page(Page* out) = 0;
-  virtual Status destroy_page(Page page) = 0;
+  // Commits one page of physical memory; its content is the device's affair.
+  Status create_page(Page* out);
+  Status destroy_page(Page page);
 
   // Maps `page` readable and writable at `address`.
-  virtual Status map(Address address, Page page) = 0;
-  virtual Status unmap(Address address) = 0;
+  Status map(Address address, Page page);
+  Status unmap(Address address);
 
-  // Waits until the device has finished all work it was given.
-  virtual Status fence() = 0;
+  // Waits until the device has finished all work it was given. Other calls go on meanwhile.
+  Status fence();
 
   // Whether [address, address + bytes) lies inside one reservation.
-  virtual Status check_range(Address address, std::size_t bytes) = 0;
+  Status check_range(Address address, std::size_t bytes);
 
-  virtual Stats stats() = 0;
+  // All zeros in a forked child.
+  Stats stats();
 
-  // What went wrong in the latest failed call of this thread, in words.
-  static const std::string& last_error();
+ private:
+  struct PageState {
+    Handle handle;
+    bool huge;
+    bool mapped;
+  };
+  struct Mapping {
+    Page page;
+    std::uint64_t made_at;
+  };
+  struct Reservation {
+    std::size_t bytes;
+    std::size_t mapped_pages;
+  };
 
- protected:
-  // Keeps the sentence for last_error() and returns `status`, so that a refusal is one line.
-  static Status fail(Status status, const char* pattern, ...) __attribute__((format(printf, 2, 3)));
+  bool forked() const;
+  Reservation* reservation_of(Address address, std::size_t bytes);
+
+  const std::unique_ptr<Device> device_;
+  const std::size_t page_bytes_;
+  const std::size_t limit_bytes_;
+  const pid_t owner_;
+  std::mutex mutex_;
+  std::uint64_t maps_ = 0;    // mappings made so far; the clock of this driver
+  std::uint64_t fenced_ = 0;  // mappings made up to here have seen a fence
+  std::size_t huge_pages_ = 0;
+  std::unordered_map<Page, PageState> pages_;
+  std::unordered_map<Address, Mapping> mappings_;
+  std::map<Address, Reservation> reservations_;
 };
 
 }  // namespace weave::vmm

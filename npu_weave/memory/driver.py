@@ -69,7 +69,10 @@ class Driver(Protocol):
         ...
 
     def create_page(self) -> int:
-        """Commits one page of physical memory and returns its handle (never 0). Memory that is short shows here."""
+        """Commits one page of physical memory and returns its handle (never 0). Memory that is short shows here.
+
+        Its content is undefined, but for the host's, which is zero.
+        """
         ...
 
     def destroy_page(self, page: int) -> None:

@@ -71,7 +71,7 @@ class PagePool:
     def acquire(self, pages: int) -> list[int]:
         """Hands out this many unmapped pages, in ascending order of handle, all or nothing.
 
-        Their content is zero when they are new and whatever it was when they were idle.
+        Their content is undefined.
         Raises CapacityError ``MEMORY_EXHAUSTED``; another DriverError of the driver passes through.
         """
         with self._lock:

@@ -23,6 +23,24 @@ def file_bytes() -> int:
     return total
 
 
+def test_new_pages_are_zero_even_where_others_wrote() -> None:
+    driver = HostDriver()
+    granularity = driver.granularity
+    base = driver.reserve(2 * granularity)
+    pages = [driver.create_page() for _ in range(2)]
+    for position, page in enumerate(pages):
+        driver.map(base + position * granularity, page)
+    memory = driver.tensor(base, 2 * granularity, driver)
+    memory.fill_(7)
+    driver.fence()
+    for position, page in enumerate(pages):
+        driver.unmap(base + position * granularity)
+        driver.destroy_page(page)
+    for position in range(2):
+        driver.map(base + position * granularity, driver.create_page())
+    assert int(memory.count_nonzero()) == 0
+
+
 def test_a_created_page_is_committed_before_it_is_mapped() -> None:
     before = file_bytes()
     driver = HostDriver()
