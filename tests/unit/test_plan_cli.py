@@ -171,6 +171,11 @@ def test_tables(files: Path) -> None:
 def test_the_papers_figure() -> None:
     text = run("--paper").stdout
     assert "published" in text and "deviation" in text
+    documented = (Path(__file__).parents[2] / "docs/planning.md").read_text()
+    assert [line.rstrip() for line in text.strip().splitlines()] == [
+        line.rstrip()
+        for line in documented.partition("npu-weave plan --paper`:\n\n```\n")[2].partition("\n```")[0].splitlines()
+    ]
     found = run_json("--paper")
     assert found["fitted_overhead_bytes"] == pytest.approx(4.9 * GIB, rel=0.01)
     assert len(found["figures"]) == 12
