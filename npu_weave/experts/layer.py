@@ -74,7 +74,7 @@ class ExpertLayer:
         self.owned: dict[int, list[int]] = {}
         self._stranded: list[list[int]] = []
         self._confirm_base = confirm_base
-        self._unchanged: WeakKeyDictionary[PackedLayer, frozenset[int]] = WeakKeyDictionary()
+        self._contents: WeakKeyDictionary[PackedLayer, tuple[str | None, ...]] = WeakKeyDictionary()
 
     def rerouting(self, token_slots: TokenSlots, ids: torch.Tensor) -> torch.Tensor:
         """The rows for `ids` ``[tokens, top_k]`` of this step: ``map[slot of token, id]``."""
@@ -82,10 +82,23 @@ class ExpertLayer:
         return rerouted
 
     def contents(self, packed: PackedLayer) -> tuple[str | None, ...]:
-        """For each expert of `packed` the name of its content (`PackedLayer.contents`), None when it is the base's."""
-        unchanged = self._unchanged_in(packed)
-        named = zip(packed.experts, packed.contents, strict=True)
-        return tuple(None if expert in unchanged else content for expert, content in named)
+        """For each expert of `packed` a name of its content, None when it is the base expert's own. Found once.
+
+        Equal content has equal names in any adapter; by them experts share rows. Within one adapter no name stands
+        twice, the second expert with some content has another name than the first: a token's top-k ids are distinct,
+        kernels may rely on it, and so they stay after rerouting.
+        """
+        names = self._contents.get(packed)
+        if names is None:
+            names, seen = (), Counter[str]()
+            for position, digest in enumerate(packed.content_digests):
+                if self._is_base(packed, position):
+                    names += (None,)
+                    continue
+                names += (f"{digest} {seen[digest]}",)
+                seen[digest] += 1
+            self._contents[packed] = names
+        return names
 
     def place(self, slot: int, packed: PackedLayer, thing: str) -> None:
         """Give every expert of `packed` a row for `slot`; nothing is published yet.
@@ -204,26 +217,14 @@ class ExpertLayer:
         if reached != counts or not self.owned.keys() <= set(range(1, self.map.slots + 1)):
             raise _inconsistent(f"{self.name} users of rows", counts, dict(reached))
 
-    def _unchanged_in(self, packed: PackedLayer) -> frozenset[int]:
-        """The experts of `packed` that are the base's, found once."""
-        confirm = self._confirm_base
-        if confirm is None:
-            return frozenset()
-        found = self._unchanged.get(packed)
-        if found is None:
-            digests = enumerate(zip(packed.experts, packed.content_digests, strict=True))
-            found = frozenset(
-                expert
-                for position, (expert, digest) in digests
-                if self._is_base(expert, packed, position) and confirm(expert, digest)
-            )
-            self._unchanged[packed] = found
-        return found
-
-    def _is_base(self, expert: int, packed: PackedLayer, position: int) -> bool:
+    def _is_base(self, packed: PackedLayer, position: int) -> bool:
+        """Whether an expert of `packed` is the base expert it replaces, and may be served by its row."""
+        if self._confirm_base is None:
+            return False
+        expert, digest = packed.experts[position], packed.content_digests[position]
         pairs = [(tensor.row_view(expert), packed.weights[name][position]) for name, tensor in self.tensors.items()]
         glances = all(_same_bits(base.view(-1)[:_GLANCE], own.reshape(-1)[:_GLANCE]) for base, own in pairs)
-        return glances and all(_same_bits(base, own) for base, own in pairs)
+        return glances and all(_same_bits(base, own) for base, own in pairs) and self._confirm_base(expert, digest)
 
     def _move_in(self, port: MoELayerPort, pool: PagePool, rows: int) -> None:
         """Virtual tensors of `rows` rows whose first hold the weights of `port`, and the port bound to them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,22 +36,10 @@ class PackedLayer:
     def content_digests(self) -> tuple[str, ...]:
         """`digests`, or those of the packed bytes; every byte is hashed at the first use then."""
         if self.digests is not None:
+            if len(self.digests) != len(self.experts):
+                raise ValueError(f"{len(self.digests)} digests for {len(self.experts)} experts")
             return self.digests
         return tuple(self._digest(position) for position in range(len(self.experts)))
-
-    @cached_property
-    def contents(self) -> tuple[str, ...]:
-        """A name for the content of each expert, equal for equal content in any adapter; by it experts share rows.
-
-        Within one layer of one adapter no name stands twice, the second expert with some content has another name
-        than the first: a token's top-k ids are distinct, kernels may rely on it, and so they stay after rerouting.
-        """
-        seen: Counter[str] = Counter()
-        names = []
-        for _, digest in zip(self.experts, self.content_digests, strict=True):
-            names.append(f"{digest} {seen[digest]}")
-            seen[digest] += 1
-        return tuple(names)
 
     def _digest(self, position: int) -> str:
         digest = blake3(b"npu-weave packed expert 1\n", max_threads=blake3.AUTO)
