@@ -7,8 +7,8 @@
 #include "acl/acl.h"
 #include "refusal.h"
 
-// Only what is marked so can be seen by torch_npu.
-#define EMULATED extern "C" __attribute__((visibility("default")))
+// What torch_npu calls: the signature is the one its headers declare, or the compiler says so.
+#define EMULATED extern "C"
 
 namespace cann {
 

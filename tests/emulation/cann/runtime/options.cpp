@@ -16,9 +16,7 @@ class Options {
 
   int64_t get(int option) {
     std::lock_guard lock(mutex_);
-    const auto found = values_.find(option);
-    cann::require(found != values_.end(), ACL_ERROR_RT_SYSPARAMOPT_NOT_SET, "option ", option, " was not set");
-    return found->second;
+    return values_[option];  // off unless set
   }
 
  private:
