@@ -11,6 +11,7 @@ import pytest
 import torch
 from fixtures.plain_layers import (  # noqa: F401 (an autouse fixture)
     SHAPES,
+    PlainLayer,
     check_served,
     make_bank,
     no_bank_outlives_its_test,
@@ -21,7 +22,7 @@ from fixtures.plain_layers import (  # noqa: F401 (an autouse fixture)
 from npu_weave.errors import CapacityError, DriverError, IntegrityError
 from npu_weave.experts.layer import ExpertLayer
 from npu_weave.experts.packed import PackedAdapter, PackedLayer
-from npu_weave.memory import FaultDriver, HostDriver
+from npu_weave.memory import FaultDriver, HostDriver, PagePool
 
 OLD = packed({0: [0, 1, 2], 1: [2, 3]}, 1)
 
@@ -136,17 +137,29 @@ def test_an_install_that_fails_leaves_the_shared_rows_and_counts(fault: tuple[st
     assert setting.bank.pool.in_use == setting.bank.base_pages
 
 
+@pytest.mark.parametrize("n", range(1, len(SHAPES) + 1))
+def test_weights_that_cannot_be_moved_in_stay_where_they_were(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    port, pool = PlainLayer(0), PagePool(HostDriver())
+    before = dict(port.parameters)
+    with monkeypatch.context() as patch:
+        fail_at_copy(patch, n, Refused)
+        with pytest.raises(Refused):
+            ExpertLayer(port, pool, adapter_rows=6, slots=2)
+    assert all(port.parameters[name] is before[name] for name in before)
+    assert (pool.in_use, pool.driver.stats().pages) == (0, 0)
+
+
 class Refused(Exception):
     """A copy that fails, as one onto a device may."""
 
 
 def fail_at_copy(monkeypatch: pytest.MonkeyPatch, n: int, error: type[BaseException]) -> Iterator[int]:
-    """The n-th copy into a row fails half-way, with half of its bytes written. Yields once a copy."""
+    """The n-th copy into rows fails half-way, with half of its bytes written. Returns the count of copies."""
     copies = iter(range(1, 1_000))
     whole = torch.Tensor.copy_
 
     def copy_(self: torch.Tensor, source: torch.Tensor, *rest: Any) -> torch.Tensor:
-        if tuple(self.shape) in SHAPES.values() and next(copies) == n:
+        if tuple(self.shape[-2:]) in SHAPES.values() and next(copies) == n:
             whole(self[: self.shape[0] // 2], source[: self.shape[0] // 2])
             raise error
         return whole(self, source, *rest)
@@ -230,13 +243,14 @@ def test_a_removal_that_fails_keeps_all_or_frees_all_in_the_end(fault: tuple[str
     assert setting.bank.pool.in_use == setting.bank.base_pages
 
 
-@pytest.mark.parametrize("fault", [each for each in INSTALL if each[0] != "create_page"], ids=str)
-def test_a_failed_install_that_cannot_be_undone_at_once(fault: tuple[str, int]) -> None:
-    """No page can be unmapped any more after the failure, so rows wait; the other slot is served all along."""
+@pytest.mark.parametrize("blocked", ["unmap", "destroy_page", "fence"])
+@pytest.mark.parametrize("fault", INSTALL, ids=str)
+def test_a_failed_install_that_cannot_be_undone_at_once(fault: tuple[str, int], blocked: str) -> None:
+    """After the failure one kind of call fails for good, so rows or pages wait; the other slot is served all along."""
     setting = Setting()
     before = setting.seen()
     setting.driver.arm(fault)
-    setting.second.arm(("unmap", 1), times=None)
+    setting.second.arm((blocked, 1), times=None)
     with pytest.raises(DriverError, match="DRIVER_FAULT_INJECTED"):
         install(setting)
     setting.bank.check_integrity({1: OLD})

@@ -30,7 +30,7 @@ from npu_weave.memory import FaultDriver, HostDriver, PagePool
 
 PAGE = 2 << 20
 EXPERTS = 3
-CONTENTS = (*(f"base {expert}" for expert in range(EXPERTS)), "p", "q", "r", "s")
+CONTENTS = (*(f"base {expert}" for expert in range(EXPERTS)), "p", "q", "r", "near base 0", "near r")
 SHAPES: tuple[dict[str, tuple[int, ...]], ...] = (
     {"w13": (768, 512), "w2": (40, 512)},
     {"w13": (24, 512), "w2": (500, 512), "scale": ()},
@@ -44,7 +44,12 @@ Tuned = tuple[Experts, Experts]
 
 @cache
 def content(layer: int, what: str) -> dict[str, torch.Tensor]:
-    """The bytes of a content; any bit pattern, NaN included. Nothing writes to them."""
+    """The bytes of a content; any bit pattern, NaN included. One bit makes it near another. Nothing writes to them."""
+    if what.startswith("near "):
+        found = {name: weight.clone() for name, weight in content(layer, what.removeprefix("near ")).items()}
+        last = found[list(found)[-1]]
+        last.view(-1)[-1:].view(torch.uint8)[-1] ^= 1
+        return found
     generator = torch.Generator().manual_seed(1000 * layer + CONTENTS.index(what))
     return {
         name: torch.randint(-(2**15), 2**15, shape, generator=generator, dtype=torch.int16).view(torch.bfloat16)

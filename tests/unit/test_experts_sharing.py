@@ -177,6 +177,11 @@ def test_computed_digests_see_bytes_and_not_their_place() -> None:
     changed.view(torch.uint8)[1, 3, -1] ^= 1
     differing = [a != b for a, b in zip(PackedLayer((0, 1, 2), {"w": changed}).content_digests, plain, strict=True)]
     assert differing == [False, True, False]
+    for name in ("v", "w"):
+        pair = {"v": weight, "w": weight} | {name: changed}
+        both = PackedLayer((0, 1, 2), {"v": weight, "w": weight}).content_digests
+        found = PackedLayer((0, 1, 2), pair).content_digests
+        assert [a != b for a, b in zip(found, both, strict=True)] == [False, True, False], name
     scales = PackedLayer((0, 1), {"scale": torch.tensor([1.0, 2.0])}).content_digests
     assert len(set(scales)) == 2, "a number an expert"
 
