@@ -155,6 +155,19 @@ def test_given_digests_decide_and_never_meet_computed_ones() -> None:
     check(bank, {1: given, 2: other, 3: computed})
 
 
+@pytest.mark.parametrize("given", [True, False])
+def test_ranks_decide_alike_by_digests_of_whole_experts(given: bool) -> None:
+    """Two experts whose slices are equal on the first rank only."""
+    owned = []
+    for slices in ((1, 1), (1, 2)):
+        bank = make_bank()
+        for slot, (digest, content) in enumerate(zip(("one", "two"), slices, strict=True), 1):
+            digests = (digest,) if given else None
+            bank.install(slot, PackedAdapter(digest, digest, {0: layer_of({0: content}, digests)}))
+        owned.append(bank.layers[0].owned)
+    assert (owned[0] == owned[1]) == given
+
+
 def test_digests_are_as_many_as_experts() -> None:
     bank = make_bank()
     with pytest.raises(ValueError):
