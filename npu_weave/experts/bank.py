@@ -8,6 +8,7 @@ from npu_weave.errors import CapacityError, IntegrityError
 from npu_weave.experts.admission import most_rows
 from npu_weave.experts.layer import ExpertLayer, summary
 from npu_weave.experts.packed import PackedAdapter
+from npu_weave.experts.prepared import PreparedInstall, RowCopy
 from npu_weave.memory.pool import PagePool
 
 
@@ -26,6 +27,7 @@ class ExpertBank:
         self.base_pages = pool.in_use
         self._verify = verify
         self._used: set[int] = set()
+        self._preparing: PreparedInstall | None = None
 
     def install(self, slot: int, adapter: PackedAdapter) -> None:
         """Put `adapter` into `slot` (1 ... slots), which must be empty, and publish it.
@@ -36,6 +38,7 @@ class ExpertBank:
             IntegrityError: a row does not hold what was written.
         """
         self._check_slot(slot, occupied=False)
+        self._check_nothing_is_prepared()
         thing = f"adapter {adapter.name!r}"
         placed: list[ExpertLayer] = []
         try:
@@ -51,6 +54,38 @@ class ExpertBank:
             raise
         self._each(adapter, lambda layer, index: layer.publish(slot, adapter.layers[index]))
         self._used.add(slot)
+
+    def prepare(self, slot: int, adapter: PackedAdapter) -> PreparedInstall:
+        """Lease the rows of `adapter` for `slot`, which must be empty. What is left of `install` can be done bit by
+        bit, and the copying by another thread.
+
+        Raises:
+            CapacityError, DriverError: nothing is changed then.
+        """
+        self._check_slot(slot, occupied=False)
+        self._check_nothing_is_prepared()
+        leased: list[ExpertLayer] = []
+        copies: list[RowCopy] = []
+
+        def give_back() -> None:
+            for layer in reversed(leased):
+                layer.remove(slot)
+            self._used.discard(slot)
+
+        def publish() -> None:
+            self.pool.driver.fence()
+            self._each(adapter, lambda layer, index: layer.publish(slot, adapter.layers[index]))
+
+        try:
+            for index, packed in adapter.layers.items():
+                copies += self.layers[index].lease(slot, packed, f"adapter {adapter.name!r}")
+                leased.append(self.layers[index])
+        except BaseException:
+            give_back()
+            raise
+        self._used.add(slot)
+        self._preparing = PreparedInstall(copies, verify=self._verify, publish=publish, abort=give_back)
+        return self._preparing
 
     def remove(self, slot: int) -> None:
         """Take the adapter out of `slot`: maps, then rows and pages, once no kernel reads them any more.
@@ -131,6 +166,12 @@ class ExpertBank:
                     raise IntegrityError("MAP_INCONSISTENT", f"{layer.name} slot {slot}", expected=adapter.name)
                 if packed:
                     layer.verify(slot, packed, shared=True)
+
+    def _check_nothing_is_prepared(self) -> None:
+        if self._preparing is not None and not self._preparing.ended:
+            raise IntegrityError(
+                "SLOT_STATE", "install", expected="no other adapter being prepared", got="one whose rows may be shared"
+            )
 
     def _check_slot(self, slot: int, *, occupied: bool) -> None:
         if not 1 <= slot <= self.slots or (slot in self._used) != occupied:

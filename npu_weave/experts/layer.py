@@ -15,6 +15,7 @@ from npu_weave.errors import DriverError, IntegrityError
 from npu_weave.experts.expert_map import ExpertMap
 from npu_weave.experts.packed import PackedLayer
 from npu_weave.experts.port import MoELayerPort
+from npu_weave.experts.prepared import RowCopy, row_content, same_bits
 from npu_weave.experts.row_users import RowUsers
 from npu_weave.experts.rows import RowAllocator
 from npu_weave.experts.token_slots import TokenSlots
@@ -72,6 +73,7 @@ class ExpertLayer:
         device = next(iter(self.tensors.values())).tensor.device
         self.map = ExpertMap(slots, port.num_experts, device)
         self.owned: dict[int, list[int]] = {}
+        self._unpublished: set[int] = set()
         self._stranded: list[list[int]] = []
         self._confirm_base = confirm_base
         self._contents: WeakKeyDictionary[PackedLayer, tuple[str | None, ...]] = WeakKeyDictionary()
@@ -101,9 +103,24 @@ class ExpertLayer:
         return names
 
     def place(self, slot: int, packed: PackedLayer, thing: str) -> None:
-        """Give every expert of `packed` a row for `slot`; nothing is published yet.
+        """As `lease`, and copied as well.
 
-        Content that no row holds gets a row of its own, mapped and copied; the rest is only counted.
+        Raises:
+            CapacityError, DriverError: nothing is changed then.
+        """
+        copies = self.lease(slot, packed, thing)
+        try:
+            for copy in copies:
+                copy.run()
+        except BaseException:
+            self.remove(slot)
+            raise
+
+    def lease(self, slot: int, packed: PackedLayer, thing: str) -> list[RowCopy]:
+        """Give every expert of `packed` a row for `slot`; nothing is copied or published yet.
+
+        Content that no row holds gets a row of its own, mapped and to be copied; the rest is only counted. Until it is
+        copied nothing else may be leased, as that could share the row.
 
         Raises:
             CapacityError, DriverError: nothing is changed then.
@@ -120,9 +137,11 @@ class ExpertLayer:
         try:
             for tensor in self.tensors.values():
                 tensor.map_rows(fresh)
-            for name, tensor in self.tensors.items():
-                for row, position in zip(fresh, absent.values(), strict=True):
-                    tensor.row_view(row).copy_(packed.weights[name][position])
+            copies = [
+                RowCopy(tensor.row_view(row), packed.weights[name][position], f"{self.name}.{name} row {row}")
+                for name, tensor in self.tensors.items()
+                for row, position in zip(fresh, absent.values(), strict=True)
+            ]
         except BaseException:
             self._free(fresh)
             raise
@@ -136,6 +155,8 @@ class ExpertLayer:
                 row = row_of[content] if held is None else held
                 self.users.add(content, row)
             self.owned[slot].append(row)
+        self._unpublished.add(slot)
+        return copies
 
     def verify(self, slot: int, packed: PackedLayer, *, shared: bool = False) -> None:
         """Compare the rows that only `slot` uses with `packed`, bit by bit; with `shared` all that it reaches.
@@ -147,18 +168,13 @@ class ExpertLayer:
             if not shared and self.users.count(row) != 1:
                 continue
             for name, tensor in self.tensors.items():
-                if not _same_bits(tensor.row_view(row), packed.weights[name][position]):
-                    raise IntegrityError(
-                        "ROW_CONTENT",
-                        f"{self.name}.{name} row {row}",
-                        expected=f"the bytes of expert {expert}",
-                        got="other bytes",
-                        remedy="report this with the log; an adapter that is being loaded was not published",
-                    )
+                if not same_bits(tensor.row_view(row), packed.weights[name][position]):
+                    raise row_content(f"{self.name}.{name} row {row}", expert)
 
     def publish(self, slot: int, packed: PackedLayer) -> None:
         """Make the placed rows of `slot` visible to the next step."""
         self.map.publish(slot, dict(zip(packed.experts, self.owned[slot], strict=True)))
+        self._unpublished.discard(slot)
 
     def remove(self, slot: int) -> None:
         """Withdraw `slot` from the map; unmap and free the rows that no other slot uses. A slot without rows is left
@@ -168,6 +184,7 @@ class ExpertLayer:
         removal has unmapped them.
         """
         self.map.withdraw(slot)
+        self._unpublished.discard(slot)
         rows = self.owned.pop(slot, None)
         if rows is not None:
             self._free([row for row in rows if row >= self.num_experts and self.users.drop(row)])
@@ -213,7 +230,8 @@ class ExpertLayer:
             meant = [rows.get(expert, expert) for expert in range(self.num_experts)]
             if line != meant or len(set(line)) != len(line):
                 raise _inconsistent(f"{self.name} slot {slot}", f"{meant}, each row once", line)
-            reached.update(row for row in line if row >= self.num_experts)
+            leased = self.owned[slot] if slot in self._unpublished else line
+            reached.update(row for row in leased if row >= self.num_experts)
         if reached != counts or not self.owned.keys() <= set(range(1, self.map.slots + 1)):
             raise _inconsistent(f"{self.name} users of rows", counts, dict(reached))
 
@@ -223,8 +241,8 @@ class ExpertLayer:
             return False
         expert, digest = packed.experts[position], packed.content_digests[position]
         pairs = [(tensor.row_view(expert), packed.weights[name][position]) for name, tensor in self.tensors.items()]
-        glances = all(_same_bits(base.view(-1)[:_GLANCE], own.reshape(-1)[:_GLANCE]) for base, own in pairs)
-        return glances and all(_same_bits(base, own) for base, own in pairs) and self._confirm_base(expert, digest)
+        glances = all(same_bits(base.view(-1)[:_GLANCE], own.reshape(-1)[:_GLANCE]) for base, own in pairs)
+        return glances and all(same_bits(base, own) for base, own in pairs) and self._confirm_base(expert, digest)
 
     def _move_in(self, port: MoELayerPort, pool: PagePool, rows: int) -> None:
         """Virtual tensors of `rows` rows whose first hold the weights of `port`, and the port bound to them."""
@@ -268,12 +286,6 @@ def _pages_bound(row_bytes: int, page: int, adapter: RowAllocator, rows: int) ->
     # rows start at multiples of the common divisor, at worst that far before the end of a page
     per_row = 1 + math.ceil((row_bytes - math.gcd(row_bytes, page)) / page)
     return min(rows * per_row, span)
-
-
-def _same_bits(held: torch.Tensor, meant: torch.Tensor) -> bool:
-    """Whether a row and what it should hold, which may be on the host, agree in every bit, NaN included."""
-    meant = meant.to(held.device).contiguous()
-    return torch.equal(held.reshape(-1).view(torch.uint8), meant.reshape(-1).view(torch.uint8))
 
 
 def _inconsistent(thing: str, expected: object, got: object) -> IntegrityError:

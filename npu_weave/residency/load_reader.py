@@ -64,13 +64,13 @@ class AdapterReader:
         self, adapter: Adapter, index: int, hasher: AdapterHasher, name: str, cancelled: Callable[[], bool]
     ) -> PackedLayer:
         experts = adapter.experts[index]
-        tensors = []
+        tensors, digests = [], []
         for expert in experts:
             if cancelled():
                 raise load_cancelled(name)
             tensors.append(adapter.expert(index, expert))
-            hasher.add_loaded(index, expert, tensors[-1])
-        return PackedLayer(tuple(experts), self._ports[index].pack(tensors))
+            digests.append(hasher.add_loaded(index, expert, tensors[-1]))
+        return PackedLayer(tuple(experts), self._ports[index].pack(tensors), tuple(digests))
 
     def _check_state(self, path: Path, identity: Identity | None) -> None:
         if identity is not None and directory_identity(path) != identity:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Collection
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, thread
 
 import torch
 
@@ -23,8 +23,8 @@ def background_thread(name: str, cpus: Collection[int] | None = None) -> ThreadP
 
 
 def process_is_ending() -> bool:
-    """Whether the main thread has ended and waits for the others: whoever still works should stop."""
-    return not threading.main_thread().is_alive()
+    """Whether the main thread has ended and waits for executors: whoever still works for one should stop."""
+    return thread._shutdown  # what its own threads go by; there is no other way to learn of it in time
 
 
 def _stand_back(cpus: Collection[int] | None) -> None:

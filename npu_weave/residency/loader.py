@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import logging
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from npu_weave.errors import IntegrityError, WeaveError
 from npu_weave.experts.packed import PackedAdapter
+from npu_weave.experts.prepared import PreparedInstall
 from npu_weave.residency.load_identity import Identity
 from npu_weave.residency.load_reader import AdapterReader
 from npu_weave.residency.load_threads import process_is_ending
@@ -19,10 +22,11 @@ from npu_weave.residency.store import AdapterStore
 
 logger = logging.getLogger(__name__)
 
-READING, READ, STAGED = "reading", "read", "staged"
+READING, READ, COPYING, COPIED = "reading", "read", "copying", "copied"
 
 LoadState = dict[str, str]
-"""``{"stage": READING | READ | STAGED, "digest": ...}``, or the error of a load that failed (`WeaveError.to_dict`)."""
+"""``{"stage": one of the above, "digest": ...}`` (once it is known), or the error of a load that failed
+(`WeaveError.to_dict`)."""
 
 
 @dataclass
@@ -32,33 +36,38 @@ class _Load:
     Attributes:
         packed: its host copy, as soon as there is one.
         reading: the read that will give it; None when the host copy was there already.
+        committed: whether the store has it.
+        copying: the writing of its rows, once it is committed; None when it has no rows to be written.
         cancelled: tells the read to end.
         error: why it failed.
     """
 
     packed: PackedAdapter | None = None
     reading: Future[PackedAdapter] | None = None
+    committed: bool = False
+    copying: Future[None] | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
     error: WeaveError | None = None
 
 
 class AdapterLoader:
-    """Loads of one worker, from `begin` to `commit` or `cancel`.
+    """Loads of one worker: `begin`, `commit`, `publish`, or `cancel` at any time.
 
-    All methods are called on the step thread and return at once: what takes time runs on `thread`. The engine core
-    begins a load on all ranks, commits it when all have read, and cancels it everywhere when one has failed. Until
-    `commit` nothing of a load can be seen in the store.
+    All methods are called on the step thread and return at once: reading and packing run on one thread, the writing of
+    rows on another. The engine core begins a load on all ranks, commits it when all have read, publishes it when all
+    have written, and cancels it everywhere when one has failed. No step may use a revision before it is published.
 
     Attributes:
         reader: does the reading.
         disk_reads: adapters read from files since the start.
     """
 
-    def __init__(self, reader: AdapterReader, store: AdapterStore, thread: Executor) -> None:
+    def __init__(self, reader: AdapterReader, store: AdapterStore, *, reading: Executor, copying: Executor) -> None:
         self.reader = reader
         self.disk_reads = 0
         self._store = store
-        self._thread = thread
+        self._reading = reading
+        self._copying = copying
         self._loads: dict[int, _Load] = {}
 
     def begin(self, revision: int, name: str, path: str, digest: str, identity: Identity | None) -> None:
@@ -83,28 +92,43 @@ class AdapterLoader:
             return
         self.disk_reads += 1
         stop = partial(_any_of, load.cancelled.is_set, process_is_ending)
-        load.reading = self._thread.submit(self.reader.read, name, path, digest, identity, stop)
+        load.reading = self._reading.submit(self.reader.read, name, path, digest, identity, stop)
 
     def states(self) -> dict[int, LoadState]:
         """Where every load stands."""
         return {revision: self._state(revision, load) for revision, load in self._loads.items()}
 
     def commit(self, revision: int) -> None:
-        """Stage a load that has been read, as `AdapterStore.stage`. It is over then, also when that fails.
+        """Hand a load that has been read to the store, as `AdapterStore.prepare`, and begin to write its rows.
 
         Raises:
-            CapacityError, DriverError, IntegrityError: see `AdapterStore.stage`; REVISION_NOT_STAGED, there is no such
-                load, or it has not been read.
+            CapacityError, DriverError: see `AdapterStore.prepare`; the load is over then.
+            IntegrityError: REVISION_NOT_STAGED, there is no such load, or it has not been read.
         """
         load = self._loads.get(revision)
-        if load is None or self._packed(load) is None:
+        packed = None if load is None else self._packed(load)
+        if load is None or packed is None or load.committed:
             raise IntegrityError("REVISION_NOT_STAGED", f"revision {revision}", expected="a finished read", got="none")
-        assert load.packed is not None
         try:
-            self._store.stage(revision, load.packed)
+            install = self._store.prepare(revision, packed)
         except WeaveError:
             self.cancel(revision)
             raise
+        load.committed = True
+        if install is not None:
+            load.copying = self._copying.submit(_write_rows, install)
+
+    def publish(self, revision: int) -> None:
+        """End a load whose rows are written: the next step may use it.
+
+        Raises:
+            DriverError: see `AdapterStore.publish`; to be cancelled then.
+            IntegrityError: COPY_UNFINISHED; REVISION_NOT_STAGED, there is no such load, or it was not committed.
+        """
+        load = self._loads.get(revision)
+        if load is None or not load.committed:
+            raise IntegrityError("REVISION_NOT_STAGED", f"revision {revision}", expected="a committed load", got="none")
+        self._store.publish(revision)
         del self._loads[revision]
 
     def cancel(self, revision: int) -> bool:
@@ -113,7 +137,9 @@ class AdapterLoader:
         if load is None:
             return False
         load.cancelled.set()
-        if load.reading is not None:
+        if load.committed:
+            self._store.drop(revision)
+        elif load.reading is not None:
             load.reading.cancel()
         elif load.packed is not None:
             self._store.keep(load.packed)
@@ -121,22 +147,40 @@ class AdapterLoader:
 
     def _state(self, revision: int, load: _Load) -> LoadState:
         packed = self._packed(load)
+        if load.copying is not None and load.copying.done():
+            load.error = load.error or _error_of(load.copying)
         if load.error is not None:
             return load.error.to_dict()
-        return {"stage": READING} if packed is None else {"stage": READ, "digest": packed.digest}
+        if packed is None:
+            return {"stage": READING}
+        if not load.committed:
+            return {"stage": READ, "digest": packed.digest}
+        written = load.copying is None or load.copying.done()
+        return {"stage": COPIED if written else COPYING, "digest": packed.digest}
 
     def _packed(self, load: _Load) -> PackedAdapter | None:
         """The host copy, if it is there by now; notes the error of a read that failed."""
         if load.packed is None and load.error is None and load.reading is not None and load.reading.done():
-            error = load.reading.exception()
-            if error is None:
+            load.error = _error_of(load.reading)
+            if load.error is None:
                 load.packed = load.reading.result()
-            elif isinstance(error, WeaveError):
-                load.error = error
-            else:
-                logger.error("unexpected failure while an adapter was read", exc_info=error)
-                load.error = WeaveError("WORKER_FAILED", "read", got=f"{type(error).__name__}: {error}")
         return load.packed
+
+
+def _write_rows(install: PreparedInstall) -> None:
+    while install.copy_next():
+        if process_is_ending():
+            return
+        time.sleep(0)  # whoever waits for the processor comes first
+
+
+def _error_of(work: Future[Any]) -> WeaveError | None:
+    """Why work that is done has failed; None when it has not."""
+    error = work.exception()
+    if error is None or isinstance(error, WeaveError):
+        return error
+    logger.error("unexpected failure while an adapter was loaded", exc_info=error)
+    return WeaveError("WORKER_FAILED", "load", got=f"{type(error).__name__}: {error}")
 
 
 def _any_of(*conditions: Callable[[], bool]) -> bool:

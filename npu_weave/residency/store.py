@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,16 @@ import numpy.typing as npt
 from npu_weave.errors import CapacityError, IntegrityError
 from npu_weave.experts.bank import ExpertBank
 from npu_weave.experts.packed import PackedAdapter
+from npu_weave.experts.prepared import PreparedInstall
 from npu_weave.residency.host_cache import HostCache
+
+
+class _Preparing(NamedTuple):
+    """The revision whose rows are being written, and the slot it will have."""
+
+    revision: int
+    slot: int
+    install: PreparedInstall
 
 
 class AdapterStore:
@@ -38,6 +48,7 @@ class AdapterStore:
         self._host_limit = host_limit
         self._slot_of: dict[int, int] = {}
         self._pinned: set[int] = set()
+        self._preparing: _Preparing | None = None
         self._step = 0
         self._last_used: npt.NDArray[np.int64] = np.zeros(bank.slots + 1, dtype=np.int64)
 
@@ -57,15 +68,45 @@ class AdapterStore:
             CapacityError: it does not fit beside the revisions staged already; nothing is changed then.
             DriverError, IntegrityError: the installation failed; nothing is changed then.
         """
-        if revision in self.staged:
-            raise IntegrityError("REVISION_STAGED", f"revision {revision}", expected="a new id", got="a staged one")
-        self.bank.check_fits([*self.staged.values(), adapter], f"adapter {adapter.name!r}")
-        slot = self._free_slot()
+        slot = self._admit(revision, adapter)
         if slot is not None:
             self.bank.install(slot, adapter)
             self._slot_of[revision] = slot
-        self.staged[revision] = adapter
-        self._bound_cache()
+        self._keep_staged(revision, adapter)
+
+    def prepare(self, revision: int, adapter: PackedAdapter) -> PreparedInstall | None:
+        """As `stage`, but where a slot is free its rows are only leased: `publish` ends it, or `drop`.
+
+        No step may use the revision before that. A step that needs the slot takes it: the revision is then staged on
+        the host alone.
+
+        Returns:
+            What is left to copy, by any thread; None when no slot is free.
+
+        Raises:
+            CapacityError: it does not fit beside the revisions staged already; nothing is changed then.
+            DriverError: its rows cannot be mapped; nothing is changed then.
+        """
+        slot = self._admit(revision, adapter)
+        prepared = None
+        if slot is not None:
+            prepared = self.bank.prepare(slot, adapter)
+            self._preparing = _Preparing(revision, slot, prepared)
+        self._keep_staged(revision, adapter)
+        return prepared
+
+    def publish(self, revision: int) -> None:
+        """Put a prepared revision, whose rows are all written, into its slot. Does nothing when it has none.
+
+        Raises:
+            DriverError: the fence failed; it can be tried again, or dropped.
+            IntegrityError: COPY_UNFINISHED.
+        """
+        preparing = self._preparing
+        if preparing is not None and preparing.revision == revision:
+            preparing.install.publish()
+            self._slot_of[revision] = preparing.slot
+            self._preparing = None
 
     def reuse(self, digest: str) -> PackedAdapter | None:
         """A host copy of this content, from a staged revision or out of the cache; None when there is neither."""
@@ -109,6 +150,7 @@ class AdapterStore:
                 raise IntegrityError(
                     "REVISION_NOT_STAGED", f"revision {revision}", expected="a staged revision", got="none"
                 )
+            self._stop_preparing()
             slot = self._free_slot()
             if slot is None:
                 slot = self._make_room(revisions)
@@ -167,6 +209,24 @@ class AdapterStore:
         self.bank.check_integrity()
         self.cache.check_integrity()
 
+    def _admit(self, revision: int, adapter: PackedAdapter) -> int | None:
+        """A free slot for `adapter`, if there is one, when it may be staged."""
+        if revision in self.staged:
+            raise IntegrityError("REVISION_STAGED", f"revision {revision}", expected="a new id", got="a staged one")
+        self._stop_preparing()
+        self.bank.check_fits([*self.staged.values(), adapter], f"adapter {adapter.name!r}")
+        return self._free_slot()
+
+    def _keep_staged(self, revision: int, adapter: PackedAdapter) -> None:
+        self.staged[revision] = adapter
+        self._bound_cache()
+
+    def _stop_preparing(self) -> None:
+        """Free the slot of a revision that is being prepared, however far it is, so that all ranks do the same."""
+        if self._preparing is not None:
+            self._preparing.install.abort()
+            self._preparing = None
+
     def _bound_cache(self) -> None:
         if self.cache.limit_bytes is None:
             self.cache.trim(self._host_limit - len(self.staged))
@@ -190,6 +250,8 @@ class AdapterStore:
         )
 
     def _evict(self, revision: int) -> int:
+        if self._preparing is not None and self._preparing.revision == revision:
+            self._stop_preparing()
         slot = self._slot_of.get(revision, 0)
         if slot:
             self.bank.remove(slot)

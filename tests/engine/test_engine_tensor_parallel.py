@@ -33,7 +33,8 @@ BASE, ADAPTERS, SLOTS = -1, 3, 2
 # 1,024 tokens a step: no prompt is cut
 SETTINGS: dict[str, Any] = {"tensor_parallel_size": 2, "max_num_batched_tokens": 1024}
 # the two largest of the family's adapters take 9 rows of a layer; one that tunes all 16 experts never fits
-WEAVE = {"adapter_rows": 12}
+# nothing is cached on the host, so that every load reads
+WEAVE = {"adapter_rows": 12, "host_cache": 0}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -220,35 +221,40 @@ def fail_reading(error: Callable[[], Exception], ranks: tuple[int, ...]) -> Call
             raise error()
 
         if worker.rank in ranks:
-            worker.model_runner.lora_manager._read = read
+            worker.model_runner.lora_manager.loader.reader.read = read
 
     return inject
 
 
 def fail_verifying(ranks: tuple[int, ...]) -> Callable[[Any], None]:
-    """A function for workers that spoils the last layer's copy on `ranks`: found when all layers are in place."""
+    """A function for workers that spoils the last row written on `ranks`: found when all others are in place."""
 
     def inject(worker: Any) -> None:
         layers = worker.model_runner.lora_manager.store.bank.layers
         last = layers[max(layers)]
-        place = last.place
+        lease = last.lease
 
-        def place_and_spoil(slot: int, *args: Any) -> None:
-            place(slot, *args)
-            tensor = next(iter(last.tensors.values()))
-            tensor.row_view(last.owned[slot][-1]).view(-1)[-1].add_(1)
+        def lease_with_a_spoiler(*args: Any) -> list[Any]:
+            copies = lease(*args)
+
+            class Spoiler(type(copies[-1])):  # type: ignore[misc]
+                def run(self) -> None:
+                    super().run()
+                    self.row.view(-1)[-1].add_(1)
+
+            return [*copies[:-1], Spoiler(copies[-1].row, copies[-1].source, copies[-1].name)]
 
         if worker.rank in ranks:
-            last.place = place_and_spoil
+            last.lease = lease_with_a_spoiler
 
     return inject
 
 
 def heal(worker: Any) -> None:
     manager = worker.model_runner.lora_manager
-    manager.__dict__.pop("_read", None)
+    manager.loader.reader.__dict__.pop("read", None)
     for layer in manager.store.bank.layers.values():
-        layer.__dict__.pop("place", None)
+        layer.__dict__.pop("lease", None)
 
 
 def unreadable() -> Exception:
@@ -288,7 +294,7 @@ def test_failure_in_workers_leaves_no_rank_changed(
 def test_adapter_that_changes_between_check_and_load_is_refused(
     engine: Any, family: TinyFamily, truth: Any, tmp_path: Path
 ) -> None:
-    """The engine core reads the digest, the workers the weights: all must mean the same content.
+    """The engine core looks at the files, the workers read them: all must mean the same state of them.
 
     Rank 0 changes it before it reads; rank 1 may read either.
     """
@@ -296,15 +302,15 @@ def test_adapter_that_changes_between_check_and_load_is_refused(
     shutil.copytree(family.adapters[0], moving)
 
     def swap(worker: Any, source: str, target: str) -> None:
-        manager = worker.model_runner.lora_manager
-        read = manager._read
+        reader = worker.model_runner.lora_manager.loader.reader
+        read = reader.read
 
         def swap_then_read(*args: Any) -> Any:
             os.replace(source, target)
             return read(*args)
 
         if worker.rank == 0:
-            manager._read = swap_then_read
+            reader.read = swap_then_read
 
     changed = edited(family.adapters[0], tmp_path / "changed", lambda tensors: tensors[sorted(tensors)[0]].add_(1))
     on_workers(engine, swap, str(changed / "model.safetensors"), str(moving / "model.safetensors"))

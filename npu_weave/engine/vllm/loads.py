@@ -18,7 +18,7 @@ from npu_weave.errors import IntegrityError, WeaveError
 from npu_weave.residency.directory import AdapterDirectory, Revision
 from npu_weave.residency.load_opener import AdapterOpener, Opened
 from npu_weave.residency.load_reader import load_cancelled
-from npu_weave.residency.loader import READ
+from npu_weave.residency.loader import COPIED, READ
 
 logger = init_logger("vllm.npu_weave.core")
 
@@ -28,12 +28,16 @@ ASK_SECONDS = 0.005
 
 class Stage(Enum):
     """How far a load has come: QUEUED behind another of the same id, OPENING its files' headers, OPENED, READING in
-    the workers. Then it is over."""
+    the workers, COPYING into their rows. Then it is over."""
 
     QUEUED = auto()
     OPENING = auto()
     OPENED = auto()
     READING = auto()
+    COPYING = auto()
+
+
+_IN_WORKERS = (Stage.READING, Stage.COPYING)
 
 
 @dataclass(eq=False)
@@ -64,9 +68,9 @@ class Load:
 class AdapterLoads:
     """Loads of one engine core. Not thread-safe: the engine core's main thread calls, between steps.
 
-    Nothing here waits: files are opened on a thread of the core, read and packed on a thread of every worker, and
-    `poll` moves each load on when its part is done. A revision is committed when all workers have read it, so all
-    ranks stage it or none. Loads of one public id follow each other; loads of one directory share the reading.
+    Nothing here waits: files are opened on a thread of the core, read, packed and copied on threads of every worker,
+    and `poll` moves each load on when all workers have done their part, so all ranks publish a revision or none. Loads
+    of one public id follow each other, and so does the copying of all; loads of one directory share the reading.
     """
 
     def __init__(
@@ -228,7 +232,7 @@ class AdapterLoads:
         return current if same else None
 
     def _ask_workers(self, may_wait: bool) -> None:
-        if not any(load.stage is Stage.READING for load in self._loads):
+        if not any(load.stage in _IN_WORKERS for load in self._loads):
             return
         if self._asked is None:
             if time.monotonic() < self._ask_at:
@@ -239,7 +243,7 @@ class AdapterLoads:
         answers, self._asked = self._asked.result(), None
         self._ask_at = time.monotonic() + ASK_SECONDS
         for load in list(self._loads):
-            if load.stage is Stage.READING:
+            if load.stage in _IN_WORKERS:
                 self._attempt(load, self._take_answers, answers)
 
     def _take_answers(self, load: Load, answers: list[Any]) -> None:
@@ -248,12 +252,16 @@ class AdapterLoads:
         for state in states:
             if is_failure(state):
                 raise WeaveError.from_dict(state)
-        if any(state is None or state["stage"] != READ for state in states):
+        reached = READ if load.stage is Stage.READING else COPIED
+        if any(state is None or state["stage"] != reached for state in states):
             return
         digests = {state["digest"] for state in states}
         if len(digests) > 1:
             raise IntegrityError("RANKS_DISAGREE", load.name, expected="one content on all ranks", got=str(digests))
-        self._commit(load, load.revision, digests.pop())
+        if load.stage is Stage.COPYING:
+            self._publish(load, load.revision)
+        elif not any(other.stage is Stage.COPYING for other in self._loads):
+            self._commit(load, load.revision, digests.pop())
 
     def _commit(self, load: Load, revision: Revision, digest: str) -> None:
         revision.digest = digest
@@ -265,15 +273,20 @@ class AdapterLoads:
             self._workers.run(worker_calls.drop, revision.id)
             self._directory.forget(revision)
             load.revision = current
-        else:
-            self._make_room(revision)
-            self._workers.run(worker_calls.commit_load, revision.id)
-            self._directory.mark_staged(revision)
+            self._end(load, None)
+            return
+        self._make_room(revision)
+        load.stage = Stage.COPYING
+        self._workers.run(worker_calls.commit_load, revision.id)
+
+    def _publish(self, load: Load, revision: Revision) -> None:
+        self._workers.run(worker_calls.publish_load, revision.id)
+        self._directory.mark_staged(revision)
         self._end(load, None)
 
     def _end(self, load: Load, error: WeaveError | None) -> None:
         self._loads.remove(load)
-        if error is not None and load.stage is Stage.READING and load.revision is not None:
+        if error is not None and load.stage in _IN_WORKERS and load.revision is not None:
             try:
                 self._workers.run(worker_calls.drop, load.revision.id)
             except WeaveError as second:

@@ -63,7 +63,12 @@ class WeaveAdapterManager:
         reader = AdapterReader(
             self.geometry, {port.index: port for port in ports}, allowed_roots=self._config.allowed_roots
         )
-        self.loader = AdapterLoader(reader, self.store, background_thread("npu-weave-read"))
+        self.loader = AdapterLoader(
+            reader,
+            self.store,
+            reading=background_thread("npu-weave-read"),
+            copying=background_thread("npu-weave-copy"),
+        )
         for port in ports:
             port.insert_rerouting(partial(self._reroute, bank.layers[port.index]))
         return model
@@ -79,19 +84,18 @@ class WeaveAdapterManager:
         return self.loader.states()
 
     def commit_load(self, revision: int) -> str:
-        """Stage a revision that has been read; installed at once when a slot is free.
-
-        Returns:
-            The store's fingerprint, equal on all ranks.
-
-        Raises:
-            WeaveError: nothing is changed then.
-        """
+        """`AdapterLoader.commit`. Returns the store's fingerprint, equal on all ranks."""
         self.loader.commit(revision)
+        return self.store.fingerprint()
+
+    def publish_load(self, revision: int) -> str:
+        """`AdapterLoader.publish`. Returns the store's fingerprint, equal on all ranks."""
+        self.loader.publish(revision)
         self._refresh_lookup(revision)
-        staged = self.store.staged[revision]
+        staged, slot = self.store.staged[revision], self.store.slot_of(revision)
         experts = sum(len(layer.experts) for layer in staged.layers.values())
-        logger.info("adapter %r staged: %d experts, %.1f MiB", staged.name, experts, staged.nbytes / 2**20)
+        where = "on the host" if slot is None else f"in slot {slot}"
+        logger.info("adapter %r %s: %d experts, %.1f MiB", staged.name, where, experts, staged.nbytes / 2**20)
         return self.store.fingerprint()
 
     def drop(self, revision: int) -> str:

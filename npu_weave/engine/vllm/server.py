@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import re
 from collections.abc import Callable
@@ -34,23 +35,40 @@ def status_of(message: str) -> HTTPStatus | None:
 
 
 def wrap_load(original: Callable[..., Any]) -> Callable[..., Any]:
-    """``load_lora_adapter`` with the status that fits the error, and without vLLM's words around it."""
+    """``load_lora_adapter`` with the status that fits the error, without vLLM's words around it, and once for all who
+    ask for the same at the same time.
+    """
 
     @functools.wraps(original)
-    async def load_lora_adapter(self: Any, *args: Any, **kwargs: Any) -> Any:
-        response = await original(self, *args, **kwargs)
-        error = getattr(response, "error", None)
-        status = status_of(error.message) if error is not None and _serves_adapters(self) else None
-        if error is None or status is None:
-            return response
-        from vllm.entrypoints.serve import create_error_response
-
-        kind = "".join(word.capitalize() for word in status.phrase.removesuffix("Error").split()) + "Error"
-        start = _CODE.search(error.message)
-        message = error.message[start.start() :] if start else error.message
-        return create_error_response(message=message, err_type=kind, status_code=status)
+    async def load_lora_adapter(self: Any, request: Any, base_model_name: str | None = None) -> Any:
+        if not _serves_adapters(self):
+            return await original(self, request, base_model_name)
+        under_way: dict[Any, asyncio.Task[Any]] = self.__dict__.setdefault("_npu_weave_loads", {})
+        asked = (request.lora_name, request.lora_path, base_model_name)
+        task = under_way.get(asked)
+        if task is None or request.load_inplace:
+            task = asyncio.create_task(_load(original, self, request, base_model_name))
+            if not request.load_inplace:
+                under_way[asked] = task
+                task.add_done_callback(lambda _: under_way.pop(asked))
+        # a client that hangs up leaves the load to the others
+        return await asyncio.shield(task)
 
     return load_lora_adapter
+
+
+async def _load(original: Callable[..., Any], models: Any, request: Any, base_model_name: str | None) -> Any:
+    response = await original(models, request, base_model_name)
+    error = getattr(response, "error", None)
+    status = status_of(error.message) if error is not None else None
+    if error is None or status is None:
+        return response
+    from vllm.entrypoints.serve import create_error_response
+
+    kind = "".join(word.capitalize() for word in status.phrase.removesuffix("Error").split()) + "Error"
+    start = _CODE.search(error.message)
+    message = error.message[start.start() :] if start else error.message
+    return create_error_response(message=message, err_type=kind, status_code=status)
 
 
 def wrap_unload(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -53,6 +53,12 @@ def commit_load(manager: Any, revision: int) -> str:
 
 
 @_failures_as_values
+def publish_load(manager: Any, revision: int) -> str:
+    """`WeaveAdapterManager.publish_load`."""
+    return str(manager.publish_load(revision))
+
+
+@_failures_as_values
 def drop(manager: Any, revision: int) -> str:
     """`WeaveAdapterManager.drop`."""
     return str(manager.drop(revision))
