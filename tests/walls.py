@@ -153,6 +153,8 @@ def _forbidden(found: Import) -> str:
 
 
 def _companion_forbidden(room: str, other: str) -> str:
+    if room == "weave_bench":
+        return "weave_bench starts no engine" if inside(other, "npu_weave.engine") else ""
     if inside(other, "npu_weave"):
         return "a companion package does not know npu_weave"
     return "weave_ops knows torch only" if room == "weave_ops" else ""

@@ -24,18 +24,20 @@ class NpuFormat(enum.IntEnum):
     FRACTAL_NZ = 29
 
 
+_owners: list[object] = []
+
+
 def from_pointer(address: int, nbytes: int, owner: object, device: torch.device) -> torch.Tensor:
     """A uint8 tensor ``[nbytes]`` over NPU memory, for a torch_npu whose from_blob we do not know.
 
-    Its storage cannot be told to let go of `owner`, so the tensor holds it, and every view must come from this tensor.
+    Nothing tells when its last view dies, so `owner` is kept until the process ends.
     """
-    made = _construct(address, nbytes, (nbytes,), torch.uint8, NpuFormat.ND, device)
-    made.npu_weave_owner = owner  # type: ignore[attr-defined]
-    return made
+    _owners.append(owner)
+    return _construct(address, nbytes, (nbytes,), torch.uint8, NpuFormat.ND, device)
 
 
 def declare(memory: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype, form: NpuFormat) -> torch.Tensor:
-    """A tensor for kernels over the bytes of `memory`, which it keeps alive.
+    """A tensor for kernels over the bytes of `memory`, which must outlive it.
 
     Args:
         memory: contiguous NPU tensor; for FRACTAL_NZ, ``[..., N1, K1, 16, C0]`` of what `shape` needs.
@@ -48,9 +50,7 @@ def declare(memory: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype, fo
     needed = prod(stored) * dtype.itemsize
     if needed != memory.nbytes:
         raise ConfigError("TENSOR_SHAPE", f"{form.name} {shape}", expected=f"{needed} bytes", got=str(memory.nbytes))
-    made = _construct(memory.data_ptr(), needed, shape, dtype, form, memory.device)
-    made.npu_weave_owner = memory  # type: ignore[attr-defined]
-    return made
+    return _construct(memory.data_ptr(), needed, shape, dtype, form, memory.device)
 
 
 def check_seated(declared: torch.Tensor, memory: torch.Tensor) -> None:

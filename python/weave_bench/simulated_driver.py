@@ -1,0 +1,103 @@
+"""A driver without a device: the rules of `npu_weave.memory.Driver` in books alone, over ordinary memory."""
+
+from __future__ import annotations
+
+import ctypes
+from itertools import count
+
+import torch
+
+from npu_weave.errors import DriverError
+from npu_weave.memory import DriverStats
+
+
+class SimulatedDriver:
+    """`Driver` whose pages are numbers and whose reservations are ordinary memory, all of it there from the start.
+
+    It refuses what every driver refuses and counts as they do, at the cost of a dictionary; content stays where it was
+    written, not with its page. Not thread-safe.
+    """
+
+    name = "simulated"
+    granularity = 4096
+
+    def __init__(self) -> None:
+        self._serial = count(1)
+        self._reservations: dict[int, ctypes.Array[ctypes.c_char]] = {}
+        self._address_of: dict[int, int | None] = {}  # page -> where it is mapped
+        self._mapped: dict[int, tuple[int, int]] = {}  # address -> page, and the fences before it was mapped
+        self._fences = 0
+
+    def reserve(self, nbytes: int) -> int:
+        """See `Driver.reserve`."""
+        self._demand(nbytes > 0 and nbytes % self.granularity == 0, "DRIVER_INVALID_ARGUMENT", "reserve", nbytes)
+        memory = (ctypes.c_char * (nbytes + self.granularity))()
+        address = -(-ctypes.addressof(memory) // self.granularity) * self.granularity
+        self._reservations[address] = memory
+        return address
+
+    def release(self, address: int) -> None:
+        """See `Driver.release`."""
+        self._demand(address in self._reservations, "DRIVER_INVALID_ARGUMENT", "release", address)
+        end = address + self._size(address)
+        inside = any(address <= mapped < end for mapped in self._mapped)
+        self._demand(not inside, "DRIVER_IN_USE", "release", address)
+        del self._reservations[address]
+
+    def create_page(self) -> int:
+        """See `Driver.create_page`."""
+        page = next(self._serial)
+        self._address_of[page] = None
+        return page
+
+    def destroy_page(self, page: int) -> None:
+        """See `Driver.destroy_page`."""
+        self._demand(page in self._address_of, "DRIVER_INVALID_ARGUMENT", "destroy_page", page)
+        self._demand(self._address_of[page] is None, "DRIVER_IN_USE", "destroy_page", page)
+        del self._address_of[page]
+
+    def map(self, address: int, page: int) -> None:
+        """See `Driver.map`."""
+        self._demand(page in self._address_of, "DRIVER_INVALID_ARGUMENT", "map", page)
+        self._demand(address not in self._mapped, "DRIVER_ALREADY_MAPPED", "map", address)
+        self._demand(self._address_of[page] is None, "DRIVER_ALREADY_MAPPED", "map", page)
+        self._address_of[page] = address
+        self._mapped[address] = (page, self._fences)
+
+    def unmap(self, address: int) -> None:
+        """See `Driver.unmap`."""
+        self._demand(address in self._mapped, "DRIVER_NOT_MAPPED", "unmap", address)
+        page, fences = self._mapped[address]
+        self._demand(fences < self._fences, "DRIVER_NOT_FENCED", "unmap", address)
+        del self._mapped[address]
+        self._address_of[page] = None
+
+    def fence(self) -> None:
+        """See `Driver.fence`."""
+        self._fences += 1
+
+    def tensor(self, address: int, nbytes: int, owner: object) -> torch.Tensor:
+        """See `Driver.tensor`."""
+        base = max((base for base in self._reservations if base <= address), default=None)
+        if base is None or address + nbytes > base + self._size(base):
+            raise DriverError("DRIVER_INVALID_ARGUMENT", f"simulated driver: tensor({address:#x}, {nbytes:#x})")
+        window = (ctypes.c_char * nbytes).from_address(address)
+        window.owner = owner  # type: ignore[attr-defined]  # lives as long as the storage that holds the window
+        return torch.frombuffer(window, dtype=torch.uint8)
+
+    def stats(self) -> DriverStats:
+        """See `Driver.stats`."""
+        return DriverStats(
+            page_bytes=self.granularity,
+            pages=len(self._address_of),
+            mapped_pages=len(self._mapped),
+            reservations=len(self._reservations),
+            reserved_bytes=sum(map(self._size, self._reservations)),
+        )
+
+    def _size(self, base: int) -> int:
+        return len(self._reservations[base]) - self.granularity
+
+    def _demand(self, holds: bool, code: str, call: str, argument: int) -> None:
+        if not holds:
+            raise DriverError(code, f"simulated driver: {call}({argument:#x})")
