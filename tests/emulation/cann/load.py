@@ -1,11 +1,12 @@
 """Puts the emulated CANN under torch_npu, in this process and in those it starts.
 
-    from emulation.cann import load
-    load.torch_npu()  # builds if need be, loads the libraries, imports torch_npu on top of them
+from emulation.cann import load
+load.torch_npu()  # builds if need be, loads the libraries, imports torch_npu on top of them
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib
 import os
@@ -34,4 +35,5 @@ def torch_npu() -> ModuleType:
     runtime()
     importlib.import_module("torch")
     ctypes.CDLL(str(build() / f"lib{OPERATORS}.so"), mode=ctypes.RTLD_GLOBAL)
-    return importlib.import_module("torch_npu")
+    with contextlib.redirect_stdout(sys.stderr):  # it says there that it found no CANN
+        return importlib.import_module("torch_npu")

@@ -49,7 +49,8 @@ def source(missing: set[str]) -> str:
     """C++ with one function for each missing name, and for each no-op, which torch_npu may look up by name only."""
     no_ops = [f'// {NO_OPS[name]}\nextern "C" int {name}() {{ return 0; }}\n' for name in sorted(NO_OPS)]
     refusing = [
-        f'extern "C" int {name}() {{ return cann::refuse_unknown("{name}"); }}\n' for name in sorted(missing - set(NO_OPS))
+        f'extern "C" int {name}() {{ return cann::refuse_unknown("{name}"); }}\n'
+        for name in sorted(missing - set(NO_OPS))
     ]
     return HEADER + "\n".join([*no_ops, "".join(refusing)])
 
@@ -60,9 +61,7 @@ def main() -> None:
     parser.add_argument("--defined", type=Path, nargs="+", required=True, help="objects of the emulated runtime")
     parser.add_argument("--importing", type=Path, nargs="+", required=True, help="binaries of torch_npu")
     arguments = parser.parse_args()
-    imported = {
-        name for name in symbols(arguments.importing, "-D", "--undefined-only") if CANN_NAMES.fullmatch(name)
-    }
+    imported = {name for name in symbols(arguments.importing, "-D", "--undefined-only") if CANN_NAMES.fullmatch(name)}
     defined = symbols(arguments.defined, "-g", "--defined-only")
     arguments.out.write_text(source(imported - defined))
 

@@ -16,6 +16,8 @@ void InplaceAdd(Out self, In other, Number alpha) { self.add_(other, alpha); }
 void InplaceAdds(Out self, Number other, Number alpha) { self.add_(other, alpha); }
 void Sub(In self, In other, Number alpha, Out out) { out.copy_(at::sub(self, other, alpha)); }
 void Subs(In self, Number other, Number alpha, Out out) { out.copy_(at::sub(self, other, alpha)); }
+void Rsub(In self, In other, Number alpha, Out out) { out.copy_(at::rsub(self, other, alpha)); }
+void Rsubs(In self, Number other, Number alpha, Out out) { out.copy_(at::rsub(self, other, alpha)); }
 void Mul(In self, In other, Out out) { out.copy_(at::mul(self, other)); }
 void Muls(In self, Number other, Out out) { out.copy_(at::mul(self, other)); }
 void InplaceMul(Out self, In other) { self.mul_(other); }
@@ -56,6 +58,8 @@ EMULATED_OPERATOR(InplaceAdd)
 EMULATED_OPERATOR(InplaceAdds)
 EMULATED_OPERATOR(Sub)
 EMULATED_OPERATOR(Subs)
+EMULATED_OPERATOR(Rsub)
+EMULATED_OPERATOR(Rsubs)
 EMULATED_OPERATOR(Mul)
 EMULATED_OPERATOR(Muls)
 EMULATED_OPERATOR(InplaceMul)

@@ -1,15 +1,16 @@
 // Operators that move elements by index, and those that make indices.
-#include <c10/util/irange.h>
-
 #include "operator.h"
 
 namespace cann {
 namespace {
 
-// A missing index takes the whole dimension, as in `tensor[:, index]`.
+// A missing index takes the whole dimension, as in `tensor[:, index]`. torch_npu puts an empty float tensor there.
 c10::List<std::optional<at::Tensor>> index_list(Tensors indices) {
   c10::List<std::optional<at::Tensor>> list;
-  for (const at::Tensor& index : indices) list.push_back(index.defined() ? std::optional(index) : std::nullopt);
+  for (const at::Tensor& index : indices) {
+    const bool missing = !index.defined() || index.is_floating_point();
+    list.push_back(missing ? std::nullopt : std::optional(index));
+  }
   return list;
 }
 

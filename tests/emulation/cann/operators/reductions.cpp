@@ -4,10 +4,11 @@
 
 namespace cann {
 
-// The second factor may be in FRACTAL_NZ, as a kernel's weights are. The precision asked for is ATen's here.
-void Matmul(In self, Stored other, Out out, int8_t) { out.copy_(at::matmul(self, from_any_format(other))); }
-void Mm(In self, Stored other, Out out, int8_t) { out.copy_(at::matmul(self, from_any_format(other))); }
-void BatchMatMul(In self, Stored other, Out out, int8_t) { out.copy_(at::bmm(self, from_any_format(other))); }
+// The last argument is the precision wanted of the cube unit; here it is always ATen's.
+void Matmul(In self, In other, Out out, int8_t) { out.copy_(at::matmul(self, other)); }
+void Mm(In self, In other, Out out, int8_t) { out.copy_(at::matmul(self, other)); }
+void BatchMatMul(In self, In other, Out out, int8_t) { out.copy_(at::bmm(self, other)); }
+void MatmulWeightNz(In self, Stored weight, Out out, int8_t) { out.copy_(at::matmul(self, from_any_format(weight))); }
 
 void ReduceSum(In self, Integers dims, bool keep, at::ScalarType dtype, Out out) {
   out.copy_(at::sum(self, dims, keep, dtype));
@@ -34,6 +35,7 @@ void Min(In self, Out out) { out.copy_(at::min(self)); }
 EMULATED_OPERATOR(Matmul)
 EMULATED_OPERATOR(Mm)
 EMULATED_OPERATOR(BatchMatMul)
+EMULATED_OPERATOR(MatmulWeightNz)
 EMULATED_OPERATOR(ReduceSum)
 EMULATED_OPERATOR(Mean)
 EMULATED_OPERATOR(Cumsum)

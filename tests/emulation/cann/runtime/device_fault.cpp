@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <exception>
 #include <mutex>
+#include <string>
 
 namespace cann {
 namespace {
@@ -49,7 +50,8 @@ bool survives(const std::function<void()>& task) {
   try {
     task();
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "emulated CANN: device fault: a task failed: %s\n", error.what());
+    const std::string reason = error.what();  // the first line; what follows is the stack of this library
+    std::fprintf(stderr, "emulated CANN: device fault: a task failed: %s\n", reason.substr(0, reason.find('\n')).c_str());
     finished = false;
   }
   in_task = false;

@@ -39,14 +39,14 @@ class FaultInjection {
 
   void raise(const char* name) {
     std::lock_guard lock(mutex_);
-    auto [order, end] = orders_.equal_range(name);
-    while (order != end) {
-      const auto current = order++;
-      if (--current->second.calls_left > 0) continue;
-      const aclError code = current->second.code;
-      orders_.erase(current);
-      throw Refusal(code, "failed as a test asked");
-    }
+    auto due = orders_.end();
+    const auto [begin, end] = orders_.equal_range(name);
+    for (auto order = begin; order != end; ++order)
+      if (--order->second.calls_left == 0) due = order;
+    if (due == orders_.end()) return;
+    const aclError code = due->second.code;
+    std::erase_if(orders_, [](const auto& order) { return order.second.calls_left == 0; });
+    throw Refusal(code, "failed as a test asked");
   }
 
  private:
