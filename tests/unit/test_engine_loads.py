@@ -1,0 +1,323 @@
+"""The engine core's side of loads, over workers without an engine. Needs vLLM installed, starts none of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fixtures.disk_adapters import MODEL_CONFIG, Rank, disk_adapter, until
+from fixtures.plain_layers import (  # noqa: F401 (an autouse fixture)
+    check_served,
+    no_bank_outlives_its_test,
+)
+from vllm.lora.request import LoRARequest
+from vllm.sampling_params import SamplingParams
+from vllm.v1.engine import EngineCoreRequest
+
+from npu_weave.config import WeaveConfig
+from npu_weave.engine.vllm.control import AdapterControl
+from npu_weave.errors import AdapterFileError, WeaveError
+from npu_weave.experts.packed import PackedAdapter
+from npu_weave.memory import FaultDriver, HostDriver
+
+pytestmark = pytest.mark.engine
+
+Disk = dict[int, tuple[Path, PackedAdapter]]
+EXPERTS = {1: {0: [1, 2], 1: [3]}, 2: {0: [0], 1: [0, 1]}, 3: {1: [2]}, 4: {0: [3]}}
+SLOTS, HOST = 2, 3
+
+
+@pytest.fixture(scope="module")
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Disk:
+    root = tmp_path_factory.mktemp("adapters")
+    return {number: disk_adapter(root / f"a{number}", experts, number) for number, experts in EXPERTS.items()}
+
+
+class Core:
+    """What `AdapterControl` sees of vLLM's engine core, over two ranks."""
+
+    def __init__(self, model: Path, cache: int | None = None) -> None:
+        self.drivers = [FaultDriver(HostDriver()) for _ in range(2)]
+        for driver in self.drivers:
+            driver.arm(None)
+        self.ranks = [Rank(driver, slots=SLOTS, cache=cache, host_limit=HOST) for driver in self.drivers]
+        self.model_executor = self
+        self.scheduler = SimpleNamespace(requests={}, has_requests=lambda: bool(self.scheduler.requests))
+        self.batch_queue = None
+        self.input_queue = object()
+        self.vllm_config = SimpleNamespace(
+            lora_config=SimpleNamespace(max_loras=SLOTS, max_cpu_loras=HOST),
+            model_config=SimpleNamespace(model=str(model), hf_config=SimpleNamespace(to_dict=lambda: MODEL_CONFIG)),
+        )
+        self.refused: dict[str, Exception] = {}
+        self.control = AdapterControl(self, WeaveConfig(), self._refuse)  # type: ignore[arg-type]
+
+    def collective_rpc(self, call: Callable[..., Any], *, args: tuple[Any, ...] = (), non_block: bool = False) -> Any:
+        results = [call(rank, *args) for rank in self.ranks]
+        if not non_block:
+            return results
+        future: Future[Any] = Future()
+        future.set_result(results)
+        return future
+
+    def preprocess_add_request(self, request: EngineCoreRequest) -> tuple[Any, int]:
+        """As the hook: a request of the scheduler, or the request as it came."""
+        if not self.control.admit(request):
+            return request, 0
+        return SimpleNamespace(request_id=request.request_id, lora_request=request.lora_request), 0
+
+    def request(self, name: str, asked: LoRARequest | None) -> None:
+        """A request arrives, on the input thread and then on the main thread."""
+        arrived = EngineCoreRequest(
+            request_id=name, prompt_token_ids=[1], mm_features=None, sampling_params=SamplingParams(),
+            pooling_params=None, arrival_time=0.0, lora_request=asked, cache_salt=None, data_parallel_rank=None,
+        )  # fmt: skip
+        self.control.submit(self.preprocess_add_request(arrived)[0], self._enter)
+
+    def finish(self, name: str) -> None:
+        del self.scheduler.requests[name]
+        self.control.collect()
+
+    def settle(self) -> None:
+        """Until no load is under way."""
+
+        def is_over() -> bool:
+            self.control.poll()
+            return not self.control.busy
+
+        until(is_over)
+        self.check()
+
+    def check(self) -> None:
+        """Invariants, and that the ranks agree."""
+        self.control.memory()
+        assert len({rank.store.fingerprint() for rank in self.ranks}) == 1
+
+    def staged(self) -> list[set[int]]:
+        return [set(rank.store.staged) for rank in self.ranks]
+
+    def close(self) -> None:
+        for rank in self.ranks:
+            rank.close()
+
+    def _enter(self, ready: Any) -> None:
+        self.scheduler.requests[ready.request_id] = ready
+
+    def _refuse(self, request: Any, error: Exception) -> None:
+        self.refused[request.request_id] = error
+
+
+@pytest.fixture
+def core(tmp_path: Path) -> Iterator[Core]:
+    made = Core(tmp_path / "no checkpoint here")
+    yield made
+    made.close()
+
+
+def lora(disk: Disk, number: int, public_id: int | None = None, **fields: Any) -> LoRARequest:
+    public_id = public_id or number
+    return LoRARequest(f"adapter{public_id}", public_id, str(disk[number][0]), **fields)
+
+
+def begin(core: Core, request: LoRARequest) -> Future[bool]:
+    future = core.control.add(request)
+    assert isinstance(future, Future)
+    return future
+
+
+def test_a_load_ends_on_all_ranks(core: Core, disk: Disk) -> None:
+    loaded = begin(core, lora(disk, 1))
+    assert not loaded.done() and core.control.public_ids() == set()
+    core.settle()
+    assert loaded.result(0) is True and core.control.public_ids() == {1}
+    for rank in core.ranks:
+        check_served(rank.store.bank, {1: disk[1][1]})
+    assert core.control.add(lora(disk, 1)) is True, "there already"
+
+
+def test_callers_and_requests_of_one_name_share_a_load(core: Core, disk: Disk) -> None:
+    callers = [begin(core, lora(disk, 1)) for _ in range(16)]
+    for number in range(16):
+        core.request(f"r{number}", lora(disk, 1))
+    assert not core.scheduler.requests and core.control.load_report()["requests_held"] == 16
+    core.settle()
+    assert [caller.result(0) for caller in callers] == [True] * 16
+    assert list(core.scheduler.requests) == [f"r{number}" for number in range(16)], "in the order they came"
+    assert {request.lora_request.lora_int_id for request in core.scheduler.requests.values()} == {1}
+    report = core.control.load_report()
+    assert (report["begun"], report["succeeded"], report["requests_held"]) == (1, 1, 0)
+    assert [cache["disk_reads"] for cache in report["host_cache"]] == [1, 1]
+
+
+def test_requests_that_arrive_on_32_threads_share_a_load(core: Core, disk: Disk) -> None:
+    """The input thread admits while the main thread polls; here there are 32 of the one."""
+    arrived = [
+        EngineCoreRequest(
+            request_id=f"r{number}", prompt_token_ids=[1], mm_features=None, sampling_params=SamplingParams(),
+            pooling_params=None, arrival_time=0.0, lora_request=lora(disk, 1), cache_salt=None,
+            data_parallel_rank=None,
+        )
+        for number in range(32)
+    ]  # fmt: skip
+    with ThreadPoolExecutor(32) as threads:
+        for ready in threads.map(lambda request: core.preprocess_add_request(request)[0], arrived):
+            core.control.submit(ready, core._enter)
+            core.control.poll()
+    core.settle()
+    assert len(core.scheduler.requests) == 32 and core.control.load_report()["begun"] == 1
+
+
+def test_names_of_one_directory_are_read_once(core: Core, disk: Disk) -> None:
+    loaded = [begin(core, lora(disk, 1, public_id)) for public_id in (1, 2, 3)]
+    core.settle()
+    assert all(each.result(0) for each in loaded) and core.control.public_ids() == {1, 2, 3}
+    assert [rank.loader.disk_reads for rank in core.ranks] == [1, 1]
+
+
+def test_requests_go_on_while_others_wait(core: Core, disk: Disk) -> None:
+    begin(core, lora(disk, 1))
+    core.settle()
+    for rank in core.ranks:
+        rank.reader.gate.clear()
+    core.request("waits", lora(disk, 2))
+    core.request("base", None)
+    core.request("goes on", lora(disk, 1))
+    core.control.poll()
+    assert set(core.scheduler.requests) == {"base", "goes on"}
+    for rank in core.ranks:
+        rank.reader.gate.set()
+    core.settle()
+    assert set(core.scheduler.requests) == {"base", "goes on", "waits"}
+
+
+@pytest.mark.parametrize("ranks", [(0,), (1,), (0, 1)], ids=str)
+@pytest.mark.parametrize("fault", ["read", "crash", "map", "fence"])
+def test_a_load_that_fails_anywhere_is_dropped_everywhere(
+    fault: str, ranks: tuple[int, ...], core: Core, disk: Disk
+) -> None:
+    begin(core, lora(disk, 2))
+    core.settle()
+    before = core.staged(), [rank.store.fingerprint() for rank in core.ranks]
+    for number in ranks:
+        if fault in ("map", "fence"):
+            core.drivers[number].arm((fault, 1))
+        else:
+            failure = AdapterFileError("FILE_UNREADABLE", "a shard") if fault == "read" else OSError("disk")
+            core.ranks[number].reader.failure = failure
+    loaded = begin(core, lora(disk, 1))
+    core.request("held", lora(disk, 1))
+    core.settle()
+    codes = {"read": "FILE_UNREADABLE", "crash": "WORKER_FAILED"}
+    with pytest.raises(WeaveError, match=codes.get(fault, "DRIVER_FAULT_INJECTED")):
+        loaded.result(0)
+    assert "held" in core.refused and not core.scheduler.requests
+    assert (core.staged(), [rank.store.fingerprint() for rank in core.ranks]) == before
+    for number in ranks:
+        core.drivers[number].arm(None)
+        core.ranks[number].reader.failure = None
+    again = begin(core, lora(disk, 1))
+    core.settle()
+    assert again.result(0)
+
+
+def test_no_adapter_at_the_path(core: Core, tmp_path: Path) -> None:
+    missing = LoRARequest("missing", 5, str(tmp_path / "missing"))
+    loaded = begin(core, missing)
+    core.request("held", missing)
+    core.settle()
+    with pytest.raises(WeaveError, match="ADAPTER_NOT_FOUND"):
+        loaded.result(0)
+    assert "ADAPTER_NOT_FOUND" in str(core.refused["held"])
+
+
+@pytest.mark.parametrize("moment", ["queued", "reading", "reads"])
+def test_taken_out_of_service_while_it_is_loaded(moment: str, core: Core, disk: Disk) -> None:
+    for rank in core.ranks:
+        rank.reader.gate.clear()
+    loaded = begin(core, lora(disk, 1))
+    core.request("held", lora(disk, 1))
+    if moment != "queued":
+        until(lambda: (core.control.poll(), bool(core.ranks[1].reader.seen))[1])
+    if moment == "reads":
+        core.ranks[0].reader.gate.set()
+        core.ranks[0].reach(1, "read")
+    assert core.control.remove(1)
+    with pytest.raises(WeaveError, match="LOAD_CANCELLED"):
+        loaded.result(0)
+    assert "held" in core.refused and core.staged() == [set(), set()] and not core.control.remove(1)
+    core.check()
+    for rank in core.ranks:
+        rank.reader.gate.set()
+    assert begin(core, lora(disk, 1)) is not loaded
+    core.settle()
+    assert core.control.public_ids() == {1}
+
+
+def test_an_aborted_request_does_not_come_back(core: Core, disk: Disk) -> None:
+    core.request("stays", lora(disk, 1))
+    core.request("goes", lora(disk, 1))
+    core.control.abort(["goes"])
+    core.settle()
+    assert set(core.scheduler.requests) == {"stays"} and not core.refused
+
+
+def test_a_stopping_engine_gives_everything_up(core: Core, disk: Disk) -> None:
+    loaded = [begin(core, lora(disk, number)) for number in (1, 2)]
+    core.request("held", lora(disk, 3))
+    core.control.abandon()
+    assert not core.control.busy and set(core.refused) == {"held"}
+    for each in loaded:
+        with pytest.raises(WeaveError, match="LOAD_CANCELLED"):
+            each.result(0)
+    assert core.staged() == [set(), set()]
+
+
+def test_the_last_of_two_loads_of_an_id_has_the_last_word(core: Core, disk: Disk) -> None:
+    first, second = begin(core, lora(disk, 1, 7)), begin(core, lora(disk, 2, 7))
+    core.request("for the first", lora(disk, 1, 7))
+    core.request("for the second", lora(disk, 2, 7))
+    core.settle()
+    assert first.result(0) and second.result(0) and len(core.scheduler.requests) == 2
+    digests = [request.lora_request.lora_path for request in core.scheduler.requests.values()]
+    assert digests[0] != digests[1]
+    core.finish("for the first")
+    core.finish("for the second")
+    assert [len(staged) for staged in core.staged()] == [1, 1]
+    for rank in core.ranks:
+        (slot,) = rank.store.resident.values()
+        check_served(rank.store.bank, {slot: disk[2][1]})
+
+
+def test_the_same_content_again_changes_nothing(core: Core, disk: Disk) -> None:
+    begin(core, lora(disk, 1))
+    core.settle()
+    before = [rank.store.fingerprint() for rank in core.ranks]
+    again = begin(core, lora(disk, 1, load_inplace=True))
+    core.settle()
+    assert again.result(0) and [rank.store.fingerprint() for rank in core.ranks] == before
+
+
+def test_host_copies_beyond_the_limit_come_back_for_their_requests(core: Core, disk: Disk) -> None:
+    for number in (1, 2, 3, 4):
+        begin(core, lora(disk, number))
+        core.settle()
+    assert [len(staged) for staged in core.staged()] == [HOST, HOST] and core.control.public_ids() == {1, 2, 3, 4}
+    core.request("first", lora(disk, 1))
+    core.settle()
+    assert "first" in core.scheduler.requests and [len(staged) for staged in core.staged()] == [HOST, HOST]
+    core.control.remove(1)
+    assert any(1 in staged for staged in core.staged()), "in use"
+    core.finish("first")
+    assert not any(1 in staged for staged in core.staged())
+    core.check()
+
+
+def test_an_engine_inside_its_caller_waits(core: Core, disk: Disk) -> None:
+    core.control._waits = True
+    assert core.control.add(lora(disk, 1)) is True
+    core.request("r", lora(disk, 2))
+    assert "r" in core.scheduler.requests
