@@ -71,7 +71,7 @@ def check_packing(device: torch.device) -> None:
     Raises ConfigError ``NZ_PACKING``: the device stores FRACTAL_NZ in another order than we do.
     """
     torch_npu = _torch_npu()
-    before = torch_npu.npu.config.allow_internal_format
+    before = torch_npu._C._npu_getOption("ALLOW_INTERNAL_FORMAT")
     torch_npu.npu.config.allow_internal_format = True  # without it the cast keeps ND
     try:
         matrices = torch.arange(2 * 48 * 80, dtype=torch.int16).view(torch.bfloat16).view(2, 48, 80)
@@ -80,7 +80,7 @@ def check_packing(device: torch.device) -> None:
         theirs = _construct(cast.data_ptr(), ours.nbytes, tuple(ours.shape), ours.dtype, NpuFormat.ND, cast.device)
         same = torch.equal(theirs.cpu().view(torch.int16), ours.view(torch.int16))
     finally:
-        torch_npu.npu.config.allow_internal_format = before
+        torch_npu.npu.config.allow_internal_format = before in ("enable", b"enable")
     if not same:
         raise ConfigError(
             "NZ_PACKING",
