@@ -20,6 +20,7 @@ _STATUS_BY_CODE = {
     "MEMORY_EXHAUSTED": HTTPStatus.CONFLICT,
     "SLOTS_EXHAUSTED": HTTPStatus.CONFLICT,
     "SLOTS_PINNED": HTTPStatus.CONFLICT,
+    "PLAN_BASE_TOO_LARGE": HTTPStatus.CONFLICT,
 }
 _CLIENT_ERRORS = ("ADAPTER_", "EXPERT_CONFIG_", "FILE_", "JSON_")
 """How the codes of all other errors begin that an adapter's own files, name or path cause."""
