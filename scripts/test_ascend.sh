@@ -23,7 +23,7 @@ set_up() {
     enter_environment
     if [[ $(installed_version torch_npu) != "$TORCH_NPU_VERSION" ]]; then
         step "installing torch_npu $TORCH_NPU_VERSION (44 MB)" pip install \
-            "torch==$TORCH_VERSION+cpu" "torch_npu==$TORCH_NPU_VERSION" pyyaml
+            "torch==$TORCH_VERSION+cpu" "torch_npu==$TORCH_NPU_VERSION"
     fi
     step "compiling and installing npu-weave, with its dev tools" build_project
     echo "$expected" >"$STAMP"
@@ -35,4 +35,4 @@ export PATH=$VENV/bin:$PATH
 step "building the emulated CANN (two minutes the first time)" python tests/emulation/cann/build.py
 give_lock_back
 
-exec pytest -p no:cacheprovider tests/ascend "$@"
+exec pytest -n 2 tests/ascend "$@"

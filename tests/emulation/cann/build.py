@@ -5,6 +5,7 @@ Prints the folder of the libraries. Does nothing when neither the sources nor to
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import importlib.metadata
 import importlib.util
@@ -16,6 +17,7 @@ from pathlib import Path
 SOURCES = Path(__file__).resolve().parent
 BUILD = SOURCES.parents[2] / "build" / "emulated_cann"
 LIBRARIES = BUILD / "lib"
+LOCK = BUILD / "lock"
 STAMP = BUILD / "built_from"
 
 
@@ -63,12 +65,15 @@ def compile_libraries() -> None:
 
 
 def build() -> Path:
-    """The folder with the libraries, built first if need be."""
+    """The folder with the libraries, built first if need be; one process at a time."""
     wanted = digest()
-    if not STAMP.exists() or STAMP.read_text() != wanted:
-        STAMP.unlink(missing_ok=True)
-        compile_libraries()
-        STAMP.write_text(wanted)
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with LOCK.open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not STAMP.exists() or STAMP.read_text() != wanted:
+            STAMP.unlink(missing_ok=True)
+            compile_libraries()
+            STAMP.write_text(wanted)
     return LIBRARIES
 
 

@@ -51,7 +51,8 @@ bool survives(const std::function<void()>& task) {
     task();
   } catch (const std::exception& error) {
     const std::string reason = error.what();  // the first line; what follows is the stack of this library
-    std::fprintf(stderr, "emulated CANN: device fault: a task failed: %s\n", reason.substr(0, reason.find('\n')).c_str());
+    std::fprintf(stderr, "emulated CANN: device fault: a task failed: %s\n",
+                 reason.substr(0, reason.find('\n')).c_str());
     finished = false;
   }
   in_task = false;
