@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from npu_weave.adapters.adapter import ExpertTensors
-from npu_weave.errors import CapacityError, DriverError
+from npu_weave.errors import CapacityError, DriverError, IntegrityError
 from npu_weave.experts.bank import ExpertBank
 from npu_weave.experts.layer import ExpertLayer
 from npu_weave.experts.packed import PackedAdapter, PackedLayer
@@ -243,6 +243,41 @@ class Sharing(RuleBasedStateMachine):
         except (DriverError, CapacityError, BadCopy):
             self.driver.arm(None)
             assert self.snapshot() == before
+        else:
+            self.driver.arm(None)
+            self.held[slot], self.adapters[slot] = tuned, adapter
+
+    @rule(slot=SLOT, tuned=TUNED, copies=st.integers(0, 20), fault=st.none() | FAULTS, data=st.data())
+    def prepare(self, slot: int, tuned: Tuned, copies: int, fault: tuple[str, int] | None, data: st.DataObject) -> None:
+        """Install bit by bit, and give up on the way, or with a fault, or after another slot has been emptied."""
+        if slot > self.slots or slot in self.held:
+            return
+        adapter = pack(tuned, given=data.draw(st.booleans()))
+        before = self.snapshot()
+        self.driver.arm(None if fault is None or fault[0] == "copy" else fault)
+        try:
+            install = self.bank.prepare(slot, adapter)
+        except (DriverError, CapacityError):
+            self.driver.arm(None)
+            assert self.snapshot() == before
+            return
+        unfinished = True
+        while unfinished and copies:
+            unfinished, copies = install.copy_next(), copies - 1
+        self.bank.check_integrity(self.adapters)
+        others = sorted(self.held)
+        emptied = data.draw(st.sampled_from([0, *others]))
+        if emptied:
+            self.driver.arm(None)
+            self.bank.remove(emptied)
+            self.forget(emptied)
+        try:
+            install.publish()
+        except (DriverError, IntegrityError) as error:
+            assert unfinished or error.code == "DRIVER_FAULT_INJECTED"
+            self.driver.arm(None)
+            install.abort()
+            assert emptied or self.snapshot() == before
         else:
             self.driver.arm(None)
             self.held[slot], self.adapters[slot] = tuned, adapter
