@@ -22,6 +22,7 @@ EXTENSIONS = {
         "csrc/vmm/status.cpp",
         "csrc/torch/memory_tensor.cpp",
         "csrc/torch/npu_tensor.cpp",
+        "csrc/torch/row_bytes.cpp",
         "csrc/torch/vmm_module.cpp",
     ],
     "weave_ops._C": [

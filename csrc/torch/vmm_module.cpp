@@ -10,6 +10,7 @@
 #include "../vmm/host_device.h"
 #include "memory_tensor.h"
 #include "npu_tensor.h"
+#include "row_bytes.h"
 
 namespace py = pybind11;
 using weave::vmm::AclDevice;
@@ -87,5 +88,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
              [](int device, std::size_t limit_bytes) { return driver_of(AclDevice::open(device), limit_bytes); });
   module.def("memory_tensor", &weave::torch_binding::memory_tensor);
   module.def("npu_memory_tensor", &weave::torch_binding::npu_memory_tensor);
+  module.def("same_bytes", &weave::torch_binding::same_bytes, NoLock());
   module.def("last_error", &weave::vmm::last_error);
 }

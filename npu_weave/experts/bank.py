@@ -37,23 +37,14 @@ class ExpertBank:
             DriverError: a call of the driver failed.
             IntegrityError: a row does not hold what was written.
         """
-        self._check_slot(slot, occupied=False)
-        self._check_nothing_is_prepared()
-        thing = f"adapter {adapter.name!r}"
-        placed: list[ExpertLayer] = []
+        prepared = self.prepare(slot, adapter)
         try:
-            for index, packed in adapter.layers.items():
-                self.layers[index].place(slot, packed, thing)
-                placed.append(self.layers[index])
-            self.pool.driver.fence()
-            if self._verify:
-                self._each(adapter, lambda layer, index: layer.verify(slot, adapter.layers[index]))
+            while prepared.copy_next():
+                pass
+            prepared.publish()
         except BaseException:
-            for layer in reversed(placed):
-                layer.remove(slot)
+            prepared.abort()
             raise
-        self._each(adapter, lambda layer, index: layer.publish(slot, adapter.layers[index]))
-        self._used.add(slot)
 
     def prepare(self, slot: int, adapter: PackedAdapter) -> PreparedInstall:
         """Lease the rows of `adapter` for `slot`, which must be empty. What is left of `install` can be done bit by
@@ -68,6 +59,7 @@ class ExpertBank:
         copies: list[RowCopy] = []
 
         def give_back() -> None:
+            self._preparing = None
             for layer in reversed(leased):
                 layer.remove(slot)
             self._used.discard(slot)
@@ -75,6 +67,7 @@ class ExpertBank:
         def publish() -> None:
             self.pool.driver.fence()
             self._each(adapter, lambda layer, index: layer.publish(slot, adapter.layers[index]))
+            self._preparing = None
 
         try:
             for index, packed in adapter.layers.items():

@@ -15,11 +15,12 @@ from npu_weave.errors import DriverError, IntegrityError
 from npu_weave.experts.expert_map import ExpertMap
 from npu_weave.experts.packed import PackedLayer
 from npu_weave.experts.port import MoELayerPort
-from npu_weave.experts.prepared import RowCopy, row_content, same_bits
+from npu_weave.experts.prepared import RowCopy, row_content, row_copies
 from npu_weave.experts.row_users import RowUsers
 from npu_weave.experts.rows import RowAllocator
 from npu_weave.experts.token_slots import TokenSlots
 from npu_weave.memory.pool import PagePool
+from npu_weave.memory.row_bytes import same_bits
 from npu_weave.memory.virtual_tensor import VirtualTensor
 
 logger = logging.getLogger(__name__)
@@ -102,20 +103,6 @@ class ExpertLayer:
             self._contents[packed] = names
         return names
 
-    def place(self, slot: int, packed: PackedLayer, thing: str) -> None:
-        """As `lease`, and copied as well.
-
-        Raises:
-            CapacityError, DriverError: nothing is changed then.
-        """
-        copies = self.lease(slot, packed, thing)
-        try:
-            for copy in copies:
-                copy.run()
-        except BaseException:
-            self.remove(slot)
-            raise
-
     def lease(self, slot: int, packed: PackedLayer, thing: str) -> list[RowCopy]:
         """Give every expert of `packed` a row for `slot`; nothing is copied or published yet.
 
@@ -138,9 +125,12 @@ class ExpertLayer:
             for tensor in self.tensors.values():
                 tensor.map_rows(fresh)
             copies = [
-                RowCopy(tensor.row_view(row), packed.weights[name][position], f"{self.name}.{name} row {row}")
+                copy
                 for name, tensor in self.tensors.items()
                 for row, position in zip(fresh, absent.values(), strict=True)
+                for copy in row_copies(
+                    tensor.row_view(row), packed.weights[name][position], f"{self.name}.{name} row {row}"
+                )
             ]
         except BaseException:
             self._free(fresh)

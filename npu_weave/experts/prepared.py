@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
 
 from npu_weave.errors import IntegrityError
+from npu_weave.memory.row_bytes import same_bits
+
+PIECE_BYTES = 512 << 10
 
 
 @dataclass(frozen=True)
 class RowCopy:
-    """One row of one expert parameter, still to be written.
+    """A piece of one row of one expert parameter, still to be written.
 
     Attributes:
-        row: view of the mapped row.
+        row: view of the mapped row, or of a piece of it.
         source: what it is to hold, on the host.
         name: of parameter and row, for messages.
     """
@@ -38,6 +41,16 @@ class RowCopy:
         """
         if not same_bits(self.row, self.source):
             raise row_content(self.name)
+
+
+def row_copies(row: torch.Tensor, source: torch.Tensor, name: str) -> Iterator[RowCopy]:
+    """A row in pieces small enough to be in the cache still when they are read back."""
+    if not source.is_contiguous():
+        yield RowCopy(row, source, name)
+        return
+    elements = PIECE_BYTES // source.itemsize
+    for piece, meant in zip(row.reshape(-1).split(elements), source.reshape(-1).split(elements), strict=True):
+        yield RowCopy(piece, meant, name)
 
 
 class PreparedInstall:
@@ -63,7 +76,7 @@ class PreparedInstall:
         return self._ended
 
     def copy_next(self) -> bool:
-        """Write one row, and read it back where the bank verifies. Returns whether there is more to do.
+        """Write a piece of a row, and read it back where the bank verifies. Returns whether there is more to do.
 
         Raises:
             IntegrityError: ROW_CONTENT; to be aborted then.
@@ -110,9 +123,3 @@ def row_content(name: str, expert: int | None = None) -> IntegrityError:
         got="other bytes",
         remedy="report this with the log; an adapter that is being loaded was not published",
     )
-
-
-def same_bits(held: torch.Tensor, meant: torch.Tensor) -> bool:
-    """Whether a row and what it should hold, which may be on the host, agree in every bit, NaN included."""
-    meant = meant.to(held.device).contiguous()
-    return torch.equal(held.reshape(-1).view(torch.uint8), meant.reshape(-1).view(torch.uint8))

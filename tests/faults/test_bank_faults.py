@@ -21,7 +21,8 @@ from fixtures.plain_layers import (  # noqa: F401 (an autouse fixture)
 
 from npu_weave.errors import CapacityError, DriverError, IntegrityError
 from npu_weave.experts.layer import ExpertLayer
-from npu_weave.experts.packed import PackedAdapter, PackedLayer
+from npu_weave.experts.packed import PackedAdapter
+from npu_weave.experts.prepared import PIECE_BYTES, RowCopy
 from npu_weave.memory import FaultDriver, HostDriver, PagePool
 
 OLD = packed({0: [0, 1, 2], 1: [2, 3]}, 1)
@@ -153,8 +154,28 @@ class Refused(Exception):
     """A copy that fails, as one onto a device may."""
 
 
-def fail_at_copy(monkeypatch: pytest.MonkeyPatch, n: int, error: type[BaseException]) -> Iterator[int]:
+PIECES = FRESH_ROWS * sum(-(-2 * rows * columns // PIECE_BYTES) for rows, columns in SHAPES.values())
+"""Copies an install makes."""
+
+
+def fail_at_piece(monkeypatch: pytest.MonkeyPatch, n: int, error: type[BaseException]) -> Iterator[int]:
     """The n-th copy into rows fails half-way, with half of its bytes written. Returns the count of copies."""
+    pieces = iter(range(1, 1_000))
+    whole = RowCopy.run
+
+    def run(self: RowCopy) -> None:
+        if next(pieces) == n:
+            half = self.row.numel() // 2
+            self.row[:half].copy_(self.source[:half])
+            raise error
+        whole(self)
+
+    monkeypatch.setattr(RowCopy, "run", run)
+    return pieces
+
+
+def fail_at_copy(monkeypatch: pytest.MonkeyPatch, n: int, error: type[BaseException]) -> Iterator[int]:
+    """The same for the copies of whole parameters by which base experts move in."""
     copies = iter(range(1, 1_000))
     whole = torch.Tensor.copy_
 
@@ -169,20 +190,20 @@ def fail_at_copy(monkeypatch: pytest.MonkeyPatch, n: int, error: type[BaseExcept
 
 
 @pytest.mark.parametrize("error", [Refused, KeyboardInterrupt])
-@pytest.mark.parametrize("n", range(1, FRESH_ROWS * len(SHAPES) + 1))
+@pytest.mark.parametrize("n", range(1, PIECES + 1))
 def test_a_copy_that_fails_half_way(n: int, error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
     setting = Setting()
     before = setting.seen()
     with monkeypatch.context() as patch:
-        fail_at_copy(patch, n, error)
+        fail_at_piece(patch, n, error)
         with pytest.raises(error):
             install(setting)
     assert setting.seen() == before
     setting.check({1: OLD})
     with monkeypatch.context() as patch:
-        copies = fail_at_copy(patch, 999, error)
+        copies = fail_at_piece(patch, 999, error)
         install(setting)
-        assert next(copies) == FRESH_ROWS * len(SHAPES) + 1, "there are no other copies, so each has failed once"
+        assert next(copies) == PIECES + 1, "there are no other copies, so each has failed once"
     setting.check({1: OLD, 2: NEW})
 
 
@@ -191,15 +212,15 @@ def test_a_copy_that_fails_half_way(n: int, error: type[BaseException], monkeypa
 def test_a_copy_gone_wrong_is_found_and_undone(layer: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = Setting()
     before = setting.seen()
-    place = ExpertLayer.place
+    run = RowCopy.run
 
-    def place_and_flip(self: ExpertLayer, slot: int, packed: PackedLayer, thing: str) -> None:
-        place(self, slot, packed, thing)
-        if self.index == layer:
-            self.tensors[name].row_view(max(self.users.counts)).view(torch.uint8)[-1, -1] ^= 1
+    def run_and_flip(self: RowCopy) -> None:
+        run(self)
+        if self.name.startswith(f"layers.{layer}.{name} "):
+            self.row.view(torch.uint8)[-1] ^= 1
 
     with monkeypatch.context() as patch:
-        patch.setattr(ExpertLayer, "place", place_and_flip)
+        patch.setattr(RowCopy, "run", run_and_flip)
         with pytest.raises(IntegrityError, match="ROW_CONTENT"):
             install(setting)
     assert setting.seen() == before

@@ -1,4 +1,4 @@
-"""A short soak of the expert weight manager, and that a leak would be noticed; scripts/soak_memory.sh is the long one."""
+"""A short soak of the expert weight manager, and that a leak is noticed; scripts/soak_memory.sh is the long one."""
 
 from __future__ import annotations
 

@@ -1,0 +1,17 @@
+"""Whether rows hold what they should, bit by bit, on any device."""
+
+from __future__ import annotations
+
+import torch
+
+from npu_weave import _C
+
+
+def same_bits(held: torch.Tensor, meant: torch.Tensor) -> bool:
+    """Whether a contiguous row and what it should hold, which may be on the host, agree in every bit, NaN included."""
+    meant = meant.contiguous()
+    if held.is_cpu:
+        return _C.same_bytes(held, meant)
+    words = torch.int64 if held.nbytes % 8 == 0 and held.data_ptr() % 8 == 0 else torch.uint8
+    moved = meant.to(held.device)
+    return torch.equal(held.reshape(-1).view(words), moved.reshape(-1).view(words))
