@@ -118,6 +118,21 @@ def test_equal_experts_of_one_adapter_keep_a_row_each() -> None:
     check(bank, {2: one})
 
 
+def test_nothing_is_installed_beside_rows_that_are_not_written_yet() -> None:
+    """It could share them."""
+    bank = make_bank()
+    first, second = packed({0: [0]}, 1), packed({0: [1]}, 2)
+    install = bank.prepare(1, first)
+    for begin in (bank.install, bank.prepare):
+        with pytest.raises(IntegrityError, match="SLOT_STATE"):
+            begin(2, second)
+    while install.copy_next():
+        pass
+    install.publish()
+    bank.install(2, second)
+    check(bank, {1: first, 2: second})
+
+
 class Untouchable(Mapping[str, torch.Tensor]):
     """Weights that nobody may read."""
 
