@@ -100,16 +100,20 @@ def test_several_samples_a_request(server: Server, truth: Truth) -> None:
 
 
 def test_streaming_gives_the_same_tokens(server: Server, truth: Truth) -> None:
+    pieces: list[int] = []
+
     def stream(name: str, prompt: str) -> Answer:
         with server.streamed(name, prompt) as chunks:
             choices = [choice for chunk in chunks for choice in chunk["choices"]]
         tokens = [token for choice in choices for token in choice["token_ids"]]
         logprobs = [value for choice in choices for value in choice["logprobs"]["token_logprobs"]]
-        assert len(choices) > 1, "it came in one piece"
+        pieces.append(len(choices))
         return Answer(tuple(tokens), tuple(logprobs))
 
     jobs = jobs_of((BASE, "a0", "a1"))
     assert ask(server, jobs, stream) == [truth[name].together[prompt] for name, prompt in jobs]
+    # a machine that is busy elsewhere may hand over some answers at once
+    assert max(pieces) > 1, "every answer came in one piece"
 
 
 def test_a_client_that_disconnects_hurts_nobody(server: Server, truth: Truth) -> None:
@@ -144,6 +148,30 @@ def test_load_serve_unload_at_run_time(server: Server, truth: Truth, family: Tin
         response = server.client.post("/v1/completions", json=completion("late", PROMPTS[0]))
         assert response.status_code == 404 and "late" in response.text
         assert server.unload("late").status_code == 404
+
+
+def test_32_who_load_one_name_at_once_get_one_load_and_one_answer(
+    server: Server, truth: Truth, family: TinyFamily
+) -> None:
+    def published() -> int:
+        return server.log.read_text(errors="replace").count("adapter 'many' ")
+
+    start = threading.Barrier(32)
+
+    def load(_: int) -> tuple[int, str]:
+        start.wait(60)
+        response = server.load("many", family.adapters[2])
+        return response.status_code, response.text
+
+    before = published()
+    with ThreadPoolExecutor(32) as pool:
+        answers = set(pool.map(load, range(32)))
+    # who comes when the load is over already is told so, as vLLM tells
+    assert 200 in {status for status, _ in answers} and len({text for status, text in answers if status == 200}) == 1
+    assert all(status == 200 or "already been loaded" in text for status, text in answers)
+    assert published() == before + 1
+    check(server, {**truth, "many": truth["a2"]}, (BASE, "many"))
+    assert server.unload("many").status_code == 200
 
 
 def test_a_name_moves_to_other_weights_only_when_asked_to(server: Server, truth: Truth, family: TinyFamily) -> None:

@@ -292,6 +292,24 @@ def test_the_last_of_two_loads_of_an_id_has_the_last_word(core: Core, disk: Disk
         check_served(rank.store.bank, {slot: disk[2][1]})
 
 
+def test_a_load_that_needs_no_reading_does_not_overtake_an_earlier_one_of_its_id(core: Core, disk: Disk) -> None:
+    begin(core, lora(disk, 2))
+    core.settle()
+    for rank in core.ranks:
+        rank.reader.gate.clear()
+    begin(core, lora(disk, 1, 7))
+    begin(core, lora(disk, 2, 7))
+    until(lambda: (core.control.poll(), "adapter7" in core.ranks[1].reader.seen)[1])
+    for rank in core.ranks:
+        rank.reader.gate.set()
+    core.settle()
+    core.request("r", lora(disk, 2, 7))
+    revision = core.scheduler.requests["r"].lora_request.lora_int_id
+    for rank in core.ranks:
+        rank.store.activate([revision])
+        check_served(rank.store.bank, {slot: disk[2][1] for slot in rank.store.resident.values()})
+
+
 def test_the_same_content_again_changes_nothing(core: Core, disk: Disk) -> None:
     begin(core, lora(disk, 1))
     core.settle()

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from fixtures.disk_adapters import GEOMETRY, Rank, disk_adapter, until
 from fixtures.plain_layers import (  # noqa: F401 (an autouse fixture)
+    PlainLayer,
     check_served,
     no_bank_outlives_its_test,
 )
@@ -256,6 +257,7 @@ def test_cancelled_at_any_moment_it_leaves_no_trace(moment: str, rank: Rank, dis
     assert rank.loader.cancel(1)
     assert seen(rank) == before
     rank.store.check_integrity()
+    rank.threads[0].submit(lambda: None).result(60)  # with the gate shut: the read itself was told to end
     rank.reader.gate.set()
     rank.load(2, disk[2][0])
     check_served(rank.store.bank, {1: disk[2][1]})
@@ -334,13 +336,18 @@ def test_a_directory_or_content_that_changed_is_refused(rank: Rank, disk: Disk, 
         assert rank.state(revision)["code"] == "ADAPTER_CHANGED"
 
 
-def test_a_directory_that_changes_while_it_is_read_is_refused(rank: Rank, disk: Disk, tmp_path: Path) -> None:
+def test_a_directory_that_changes_while_it_is_read_is_refused(
+    rank: Rank, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, _ = disk_adapter(tmp_path / "moving", EXPERTS[1], 9)
-    rank.reader.gate.clear()
+    pack = PlainLayer.pack
+
+    def change_and_pack(self: PlainLayer, experts: Any) -> Any:
+        (path / "extra.txt").write_text("new")
+        return pack(self, experts)
+
+    monkeypatch.setattr(PlainLayer, "pack", change_and_pack)
     begin(rank, 1, path, "", directory_identity(path))
-    until(lambda: rank.reader.seen == ["adapter1"])
-    (path / "extra.txt").write_text("new")
-    rank.reader.gate.set()
     rank.reach(1, "read")
     assert rank.state(1)["code"] == "ADAPTER_CHANGED"
 
