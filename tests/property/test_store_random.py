@@ -16,6 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from npu_weave.errors import CapacityError, DriverError
 from npu_weave.experts.packed import PackedAdapter
+from npu_weave.experts.prepared import PreparedInstall
 from npu_weave.memory import FaultDriver, HostDriver
 from npu_weave.residency.store import AdapterStore
 
@@ -34,6 +35,7 @@ class Lives(RuleBasedStateMachine):
         self.store = AdapterStore(make_bank(self.driver, adapter_rows=rows, slots=slots))
         self.staged: dict[int, PackedAdapter] = {}
         self.revisions = 0
+        self.preparing: tuple[int, PreparedInstall] | None = None
 
     def fits(self, adapter: PackedAdapter) -> bool:
         """Whether any `slots` of the staged adapters and this one have rows in every layer, side by side."""
@@ -59,8 +61,40 @@ class Lives(RuleBasedStateMachine):
         assert self.store.resident.items() >= resident.items(), "staging evicts nobody"
         assert len(self.store.resident) == min(len(resident) + 1, self.slots)
 
+    @rule(experts=EXPERT_SETS)
+    def prepare(self, experts: dict[int, list[int]]) -> None:
+        """The first half of a load; what comes before its `publish` may take its slot away."""
+        adapter = packed(experts, self.revisions + 1)
+        if not self.fits(adapter):
+            return
+        self.revisions += 1
+        resident = self.store.resident
+        install = self.store.prepare(self.revisions, adapter)
+        self.staged[self.revisions] = adapter
+        assert (install is None) == (len(resident) == self.slots) and self.store.resident == resident
+        self.preparing = None if install is None else (self.revisions, install)
+
+    @rule(count=st.integers(1, 4))
+    def write(self, count: int) -> None:
+        for _ in range(count if self.preparing else 0):
+            self.preparing[1].copy_next()
+
+    @rule()
+    def publish(self) -> None:
+        if self.preparing is None:
+            return
+        (revision, install), self.preparing = self.preparing, None
+        while install.copy_next():
+            pass
+        before, aborted = self.store.resident, install.ended
+        self.store.publish(revision)
+        assert self.store.resident.items() >= before.items()
+        if not aborted:
+            assert self.store.resident.keys() == before.keys() | {revision}
+
     @rule(experts=EXPERT_SETS, fault=LOAD_FAULTS)
     def stage_with_fault(self, experts: dict[int, list[int]], fault: tuple[str, int]) -> None:
+        self.publish()
         adapter = packed(experts, self.revisions + 1)
         if not self.fits(adapter):
             return
@@ -86,6 +120,7 @@ class Lives(RuleBasedStateMachine):
 
     @rule(data=st.data(), fault=UNLOAD_FAULTS)
     def drop_with_fault(self, data: st.DataObject, fault: tuple[str, int]) -> None:
+        self.publish()
         if not self.staged:
             return
         revision = data.draw(st.sampled_from(sorted(self.staged)))
