@@ -49,7 +49,8 @@ def row_copies(row: torch.Tensor, source: torch.Tensor, name: str) -> Iterator[R
         yield RowCopy(row, source, name)
         return
     elements = PIECE_BYTES // source.itemsize
-    for piece, meant in zip(row.reshape(-1).split(elements), source.reshape(-1).split(elements), strict=True):
+    pieces = zip(torch.split(row.reshape(-1), elements), torch.split(source.reshape(-1), elements), strict=True)
+    for piece, meant in pieces:
         yield RowCopy(piece, meant, name)
 
 

@@ -10,6 +10,7 @@ from npu_weave.memory.adaptors import FaultDriver, LimitDriver, TraceDriver
 from npu_weave.memory.cuda import CudaDriver
 from npu_weave.memory.driver import Driver, DriverStats
 from npu_weave.memory.host import HostDriver
+from npu_weave.memory.open import open_driver
 from npu_weave.memory.pool import PagePool
 from npu_weave.memory.process import process_shmem_bytes
 from npu_weave.memory.virtual_tensor import VirtualTensor
@@ -25,5 +26,6 @@ __all__ = [
     "PagePool",
     "TraceDriver",
     "VirtualTensor",
+    "open_driver",
     "process_shmem_bytes",
 ]

@@ -14,8 +14,8 @@ from npu_weave.memory import DriverStats
 class SimulatedDriver:
     """`Driver` whose pages are numbers and whose reservations are ordinary memory, all of it there from the start.
 
-    It refuses what every driver refuses and counts as they do, at the cost of a dictionary; content stays where it was
-    written, not with its page. Not thread-safe.
+    It refuses what every driver refuses, always as DRIVER_INVALID_ARGUMENT, and counts as they do, at the cost of a
+    dictionary; content stays where it was written, not with its page. Not thread-safe.
     """
 
     name = "simulated"
@@ -30,7 +30,7 @@ class SimulatedDriver:
 
     def reserve(self, nbytes: int) -> int:
         """See `Driver.reserve`."""
-        self._demand(nbytes > 0 and nbytes % self.granularity == 0, "DRIVER_INVALID_ARGUMENT", "reserve", nbytes)
+        self._demand(nbytes > 0 and nbytes % self.granularity == 0, "reserve", nbytes)
         memory = (ctypes.c_char * (nbytes + self.granularity))()
         address = -(-ctypes.addressof(memory) // self.granularity) * self.granularity
         self._reservations[address] = memory
@@ -38,10 +38,10 @@ class SimulatedDriver:
 
     def release(self, address: int) -> None:
         """See `Driver.release`."""
-        self._demand(address in self._reservations, "DRIVER_INVALID_ARGUMENT", "release", address)
+        self._demand(address in self._reservations, "release", address)
         end = address + self._size(address)
         inside = any(address <= mapped < end for mapped in self._mapped)
-        self._demand(not inside, "DRIVER_IN_USE", "release", address)
+        self._demand(not inside, "release", address)
         del self._reservations[address]
 
     def create_page(self) -> int:
@@ -52,23 +52,23 @@ class SimulatedDriver:
 
     def destroy_page(self, page: int) -> None:
         """See `Driver.destroy_page`."""
-        self._demand(page in self._address_of, "DRIVER_INVALID_ARGUMENT", "destroy_page", page)
-        self._demand(self._address_of[page] is None, "DRIVER_IN_USE", "destroy_page", page)
+        self._demand(page in self._address_of, "destroy_page", page)
+        self._demand(self._address_of[page] is None, "destroy_page", page)
         del self._address_of[page]
 
     def map(self, address: int, page: int) -> None:
         """See `Driver.map`."""
-        self._demand(page in self._address_of, "DRIVER_INVALID_ARGUMENT", "map", page)
-        self._demand(address not in self._mapped, "DRIVER_ALREADY_MAPPED", "map", address)
-        self._demand(self._address_of[page] is None, "DRIVER_ALREADY_MAPPED", "map", page)
+        self._demand(page in self._address_of, "map", page)
+        self._demand(address not in self._mapped, "map", address)
+        self._demand(self._address_of[page] is None, "map", page)
         self._address_of[page] = address
         self._mapped[address] = (page, self._fences)
 
     def unmap(self, address: int) -> None:
         """See `Driver.unmap`."""
-        self._demand(address in self._mapped, "DRIVER_NOT_MAPPED", "unmap", address)
+        self._demand(address in self._mapped, "unmap", address)
         page, fences = self._mapped[address]
-        self._demand(fences < self._fences, "DRIVER_NOT_FENCED", "unmap", address)
+        self._demand(fences < self._fences, "unmap", address)
         del self._mapped[address]
         self._address_of[page] = None
 
@@ -98,6 +98,6 @@ class SimulatedDriver:
     def _size(self, base: int) -> int:
         return len(self._reservations[base]) - self.granularity
 
-    def _demand(self, holds: bool, code: str, call: str, argument: int) -> None:
+    def _demand(self, holds: bool, call: str, argument: int) -> None:
         if not holds:
-            raise DriverError(code, f"simulated driver: {call}({argument:#x})")
+            raise DriverError("DRIVER_INVALID_ARGUMENT", f"simulated driver: {call}({argument:#x})")

@@ -12,7 +12,7 @@ from npu_weave.errors import ConfigError
 from npu_weave.experts.bank import ExpertBank
 from npu_weave.experts.layer import ExpertLayer
 from npu_weave.experts.port import MoELayerPort
-from npu_weave.memory.host import HostDriver
+from npu_weave.memory.open import open_driver
 from npu_weave.memory.pool import PagePool
 
 logger = init_logger("vllm.npu_weave.worker")
@@ -26,7 +26,7 @@ def build_bank(ports: Sequence[MoELayerPort], config: WeaveConfig, *, slots: int
         CapacityError, DriverError: the memory cannot be had.
     """
     adapter_rows = choose_adapter_rows(ports, config.adapter_rows, slots=slots)
-    driver = HostDriver()
+    driver = open_driver(next(iter(ports[0].weights().values())).device)
     limit = None
     if config.adapter_memory is not None:
         limit = _base_bytes(ports, driver.granularity) + config.adapter_memory

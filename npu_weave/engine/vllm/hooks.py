@@ -10,7 +10,7 @@ from typing import Any
 from vllm.logger import init_logger
 
 from npu_weave.config import config_from
-from npu_weave.errors import UnsupportedError
+from npu_weave.errors import CapacityError, UnsupportedError
 
 logger = init_logger("vllm.npu_weave.core")
 
@@ -92,6 +92,32 @@ def hide_lora_from_moe(module: ModuleType) -> None:
         return post_init
 
     _replace(module.FusedMoEConfig, "__post_init__", wrap)
+
+
+def count_memory_set_aside(module: ModuleType) -> None:
+    """Pages that exist and are not mapped are physical memory all the same; a KV cache of a given size stays so."""
+
+    def wrap(original: _Method) -> _Method:
+        @functools.wraps(original)
+        def determine_available_memory(self: Any) -> int:
+            available: int = original(self)
+            set_aside: int = getattr(getattr(self.model_runner, "lora_manager", None), "set_aside_bytes", 0)
+            if set_aside == 0 or self.cache_config.kv_cache_memory_bytes is not None:
+                return available
+            if set_aside >= available:
+                raise CapacityError(
+                    "MEMORY_EXHAUSTED",
+                    "KV cache",
+                    expected=f"more than the {set_aside} bytes set aside for adapters",
+                    got=f"{available} bytes",
+                    remedy="lower npu_weave.adapter_memory, or raise --gpu-memory-utilization",
+                )
+            logger.info("npu-weave: %.1f MiB set aside for adapters come off the KV cache", set_aside / 2**20)
+            return available - set_aside
+
+        return determine_available_memory
+
+    _replace(module.CPUWorker, "determine_available_memory", wrap)
 
 
 def control_adapters(module: ModuleType) -> None:

@@ -127,6 +127,12 @@ class WeaveAdapterManager:
 
     # --- called by the model runner ---
 
+    @property
+    def set_aside_bytes(self) -> int:
+        """Physical memory that waits for adapters, under no row yet."""
+        pool = self.store.bank.pool
+        return pool.idle * pool.page_bytes
+
     def set_step(self, revisions: npt.NDArray[np.int64], tokens: npt.NDArray[np.int32]) -> None:
         """Prepare the step: every adapter in a slot, every token with its slot. No loop over tokens.
 

@@ -66,6 +66,13 @@ PATCHES: tuple[Patch, ...] = (
         hooks.hide_lora_from_moe,
     ),
     Patch(
+        "vllm.v1.worker.cpu_worker",
+        "CPUWorker.determine_available_memory",
+        "the KV cache is sized by the worker's resident memory, which pages set aside for adapters are no part of yet",
+        "vLLM lets a plugin say what memory it has set aside",
+        hooks.count_memory_set_aside,
+    ),
+    Patch(
         "vllm.v1.engine.core",
         "EngineCore: add_lora, remove_lora, list_loras, pin_lora, preprocess_add_request, add_request, abort_requests, "
         "post_step, save_sharded_state, compute_weight_checksums; EngineCoreProc: has_work, _handle_shutdown",
