@@ -1,8 +1,10 @@
-"""Drivers around a driver: to limit it, to make it fail on purpose, to write down what it was asked."""
+"""Drivers around a driver: to limit it, to make it fail on purpose, to write down or add up what it was asked."""
 
 from __future__ import annotations
 
-from collections import Counter
+import threading
+import time
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 
 import torch
@@ -164,3 +166,43 @@ class TraceDriver(_Forward):
 
     def _after(self, call: str, result: int | None, *arguments: int) -> None:
         self.calls.append(Call(call, arguments, result))
+
+
+@dataclass(frozen=True)
+class CallStatistics:
+    """Calls of one name: how many were made, how many of them failed, and the seconds spent in the others."""
+
+    made: int
+    failed: int
+    seconds: float
+
+
+class StatisticsDriver(_Forward):
+    """Counts calls and adds up the time spent in them; see `calls`."""
+
+    def __init__(self, driver: Driver) -> None:
+        super().__init__(driver)
+        self._lock = threading.Lock()
+        self._started = threading.local()
+        self._made: Counter[str] = Counter()
+        self._done: Counter[str] = Counter()
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+
+    def calls(self) -> dict[str, CallStatistics]:
+        """By name, of the calls that were made at least once. One that is under way counts as failed until it ends."""
+        with self._lock:
+            return {
+                call: CallStatistics(made, made - self._done[call], self._seconds[call])
+                for call, made in self._made.items()
+            }
+
+    def _before(self, call: str, *arguments: int) -> None:
+        with self._lock:
+            self._made[call] += 1
+        self._started.at = time.perf_counter()
+
+    def _after(self, call: str, result: int | None, *arguments: int) -> None:
+        seconds = time.perf_counter() - self._started.at
+        with self._lock:
+            self._done[call] += 1
+            self._seconds[call] += seconds

@@ -14,7 +14,7 @@ pytest.register_assert_rewrite("fixtures.driver_conformance")
 from emulation.cuda.load import EmulatedCudaDriver  # noqa: E402
 from fixtures.driver_conformance import *  # noqa: E402, F403
 
-from npu_weave.memory import CudaDriver, Driver, FaultDriver, HostDriver, LimitDriver, TraceDriver  # noqa: E402
+from npu_weave.memory import CudaDriver, Driver, FaultDriver, HostDriver, LimitDriver, StatisticsDriver, TraceDriver  # noqa: E402
 
 CUDA: type[CudaDriver] = CudaDriver if torch.cuda.is_available() else EmulatedCudaDriver
 DRIVERS: dict[str, Callable[[], Driver]] = {
@@ -22,6 +22,7 @@ DRIVERS: dict[str, Callable[[], Driver]] = {
     "host-limit": lambda: LimitDriver(HostDriver(), 1 << 40),
     "host-fault": lambda: FaultDriver(HostDriver()),
     "host-trace": lambda: TraceDriver(HostDriver()),
+    "host-statistics": lambda: StatisticsDriver(HostDriver()),
     "cuda": CUDA,
     "cuda-trace": lambda: TraceDriver(CUDA()),
 }

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 
 from npu_weave.errors import DriverError
-from npu_weave.memory import FaultDriver, HostDriver, LimitDriver, TraceDriver
+from npu_weave.memory import FaultDriver, HostDriver, LimitDriver, StatisticsDriver, TraceDriver
 from npu_weave.memory.adaptors import CALLS, Call
 from npu_weave.memory.driver import Driver
 
@@ -84,3 +86,19 @@ def test_trace_keeps_what_succeeded_in_order() -> None:
     assert reserve == Call("reserve", (driver.granularity,), reserve.result)
     assert mapped == Call("map", (reserve.result or 0, create.result or 0), None)
     assert {call.name for call in driver.calls} <= set(CALLS)
+
+
+def test_statistics_count_what_was_made_and_what_failed() -> None:
+    driver = StatisticsDriver(FaultDriver(HostDriver(), ("map", 2)))
+    base = driver.reserve(3 * driver.granularity)
+    pages = [driver.create_page() for _ in range(3)]
+    for position, page in enumerate(pages):
+        with contextlib.suppress(DriverError):
+            driver.map(base + position * driver.granularity, page)
+    calls = driver.calls()
+    assert {name: (call.made, call.failed) for name, call in calls.items()} == {
+        "reserve": (1, 0), "create_page": (3, 0), "map": (3, 1),
+    }  # fmt: skip
+    assert all(call.seconds > 0 for call in calls.values())
+    driver.fence()
+    assert driver.calls()["create_page"] == calls["create_page"]
