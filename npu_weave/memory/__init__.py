@@ -1,7 +1,8 @@
 """Bytes and pages: address space reserved for all rows of a tensor, physical memory under those in use.
 
 From the ground up: a `Driver` reserves, creates and maps, one class for each kind of device; a `PagePool` owns the
-physical pages; a `VirtualTensor` spreads them under its rows. `adaptors` wrap any driver, to limit, trace, measure or break it.
+physical pages; a `VirtualTensor` spreads them under its rows. `adaptors` wrap any driver, to limit, trace, measure or
+break it.
 Nothing here knows experts, adapters or an engine.
 """
 
