@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from concurrent.futures import Executor, Future
 from pathlib import Path
 
 from npu_weave.adapters.adapter import Adapter, ExpertTensors, open_adapter
@@ -15,6 +15,7 @@ from npu_weave.errors import AdapterError, WeaveError
 from npu_weave.experts.packed import PackedAdapter, PackedLayer
 from npu_weave.experts.port import MoELayerPort
 from npu_weave.residency.load_identity import Identity, directory_identity
+from npu_weave.residency.load_threads import background_thread
 
 _Read = tuple[ExpertTensors, str]
 _AHEAD = 2  # experts read before they are packed
@@ -55,7 +56,7 @@ class AdapterReader:
         adapter = open_adapter(path, self._geometry, allowed_roots=self._allowed_roots)
         hasher = AdapterHasher()
         layers = {}
-        with ThreadPoolExecutor(1, thread_name_prefix="npu-weave-read-ahead") as ahead:
+        with background_thread("npu-weave-read-ahead") as ahead:
             following = iter(self._reads(adapter, hasher, name, cancelled, ahead))
             for index, experts in adapter.experts.items():
                 if experts:
