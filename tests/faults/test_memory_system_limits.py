@@ -61,7 +61,7 @@ resource.setrlimit(resource.RLIMIT_NOFILE, (used, used))
 try:
     HostDriver()
 except DriverError as error:
-    assert error.code == "DRIVER_FAILED" and "Too many open files" in error.got, error
+    assert error.code == "DRIVER_UNAVAILABLE" and "Too many open files" in error.got, error
 else:
     raise AssertionError("opened")
 """)
