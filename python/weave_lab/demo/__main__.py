@@ -35,7 +35,7 @@ def main() -> None:
     """Run the demonstration; exit status 1 when an answer differs."""
     parser = argparse.ArgumentParser(prog="python -m weave_lab.demo", description=__doc__.split("\n")[0])
     parser.add_argument("--models", type=Path, help="directory with base/ and adapters/ (default: the shipped one)")
-    parser.add_argument("--count", type=int, default=50, help="prompts a task (default: 50)")
+    parser.add_argument("--count", type=int, default=30, help="prompts a task (default: 30)")
     arguments = parser.parse_args()
     models = arguments.models or locate()
     adapters = {path.name: path for path in sorted((models / "adapters").iterdir())}
