@@ -24,7 +24,10 @@ Driver::Driver(std::unique_ptr<Device> device, std::size_t limit_bytes)
 
 // What is left is given back as far as the device lets it; there is nobody to tell of a failure.
 Driver::~Driver() {
-  if (forked()) return;
+  if (forked()) {
+    static_cast<void>(device_.release());  // the device's own end would give back what the parent holds
+    return;
+  }
   if (!mappings_.empty()) device_->synchronize();
   for (const auto& [address, mapping] : mappings_) device_->unmap(address);
   for (const auto& [page, state] : pages_) device_->destroy(state.handle);

@@ -86,7 +86,7 @@ class Driver final {
   bool forked() const;
   Reservation* reservation_of(Address address, std::size_t bytes);
 
-  const std::unique_ptr<Device> device_;
+  std::unique_ptr<Device> device_;
   const std::size_t page_bytes_;
   const std::size_t limit_bytes_;
   const pid_t owner_;

@@ -158,10 +158,10 @@ class ExpertBank:
                 if tuple(layer.map.rows_of(slot)) != (packed.experts if packed else ()):
                     raise IntegrityError("MAP_INCONSISTENT", f"{layer.name} slot {slot}", expected=adapter.name)
                 if packed:
-                    layer.verify(slot, packed, shared=True)
+                    layer.verify(slot, packed)
 
     def _check_nothing_is_prepared(self) -> None:
-        if self._preparing is not None and not self._preparing.ended:
+        if self._preparing is not None:
             raise IntegrityError(
                 "SLOT_STATE", "install", expected="no other adapter being prepared", got="one whose rows may be shared"
             )

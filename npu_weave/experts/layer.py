@@ -148,15 +148,13 @@ class ExpertLayer:
         self._unpublished.add(slot)
         return copies
 
-    def verify(self, slot: int, packed: PackedLayer, *, shared: bool = False) -> None:
-        """Compare the rows that only `slot` uses with `packed`, bit by bit; with `shared` all that it reaches.
+    def verify(self, slot: int, packed: PackedLayer) -> None:
+        """Compare all rows that `slot` reaches, shared ones too, with `packed`, bit by bit.
 
         Raises:
             IntegrityError: ROW_CONTENT, a row does not hold what was written.
         """
         for position, (expert, row) in enumerate(zip(packed.experts, self.owned[slot], strict=True)):
-            if not shared and self.users.count(row) != 1:
-                continue
             for name, tensor in self.tensors.items():
                 if not same_bits(tensor.row_view(row), packed.weights[name][position]):
                     raise row_content(f"{self.name}.{name} row {row}", expert)

@@ -59,6 +59,8 @@ class SimulatedDriver:
     def map(self, address: int, page: int) -> None:
         """See `Driver.map`."""
         self._demand(page in self._address_of, "map", page)
+        inside = any(base <= address < base + self._size(base) for base in self._reservations)
+        self._demand(inside and address % self.granularity == 0, "map", address)
         self._demand(address not in self._mapped, "map", address)
         self._demand(self._address_of[page] is None, "map", page)
         self._address_of[page] = address
