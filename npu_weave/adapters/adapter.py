@@ -71,14 +71,24 @@ class Adapter:
         self._tensor(layer, expert, "gate")
         return self.digests.experts[layer, expert]
 
-    def expert(self, layer: int, expert: int) -> ExpertTensors:
-        """Reads one expert into fresh CPU memory, in the geometry's dtype.
+    def expert(self, layer: int, expert: int, into: ExpertTensors | None = None) -> ExpertTensors:
+        """Reads one expert, in the geometry's dtype, into CPU memory.
+
+        Args:
+            into: another expert of this base model that is needed no longer: its memory is used again. None takes
+                fresh memory.
 
         Raises:
             AdapterError: ADAPTER_EXPERT_UNKNOWN: the adapter does not tune it; FILE_CHANGED: a file is not
                 the one that was validated; FILE_MISSING, FILE_TRUNCATED, FILE_UNREADABLE.
         """
-        return ExpertTensors(*(self._tensor(layer, expert, projection).load() for projection in PROJECTIONS))
+        stored = {projection: self._tensor(layer, expert, projection) for projection in PROJECTIONS}
+        # in the order of the file, which the system reads ahead in
+        loaded = {
+            each: stored[each].load(None if into is None else getattr(into, each))
+            for each in sorted(stored, key=lambda each: stored[each].offset)
+        }
+        return ExpertTensors(**loaded)
 
     def _tensor(self, layer: int, expert: int, projection: Projection) -> StoredTensor:
         tensor = self.layout.tensors.get(TensorKey(layer, expert, projection))

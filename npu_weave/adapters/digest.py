@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from blake3 import blake3
 
-from npu_weave.adapters.checkpoint import Checkpoint
 from npu_weave.adapters.geometry import dtype_name
 from npu_weave.adapters.progress import Progress, silent
 from npu_weave.adapters.shard import StoredTensor
@@ -88,20 +87,6 @@ def digest_tensors(tensors: Mapping[TensorKey, StoredTensor], progress: Progress
         stored = [tensors[TensorKey(layer, expert, projection)] for projection in PROJECTIONS]
         hasher.add(layer, expert, ((each.dtype, each.shape, counted(each.chunks())) for each in stored))
     return hasher.digests()
-
-
-def digest_base_expert(checkpoint: Checkpoint, layer: int, expert: int) -> str | None:
-    """The digest of an expert of a full checkpoint, comparable to `AdapterDigests.experts`: an adapter's expert with
-    it is the base's own. None when the checkpoint has no such tensors, as when it fuses experts.
-
-    Raises:
-        AdapterFileError: FILE_CHANGED, FILE_TRUNCATED or FILE_UNREADABLE.
-    """
-    names = [checkpoint.geometry.tensor_name(layer, expert, projection) for projection in PROJECTIONS]
-    stored = [checkpoint.tensors[name] for name in names if name in checkpoint.tensors]
-    if len(stored) < len(names):
-        return None
-    return AdapterHasher().add(layer, expert, ((each.dtype, each.shape, each.chunks()) for each in stored))
 
 
 def _bytes_of(tensor: torch.Tensor) -> memoryview:

@@ -57,12 +57,10 @@ def read_expert_config(directory: Path) -> ExpertConfig:
     """Reads and checks `expert_cfg.json` in `directory`, as far as that goes without the base model.
 
     Raises:
-        AdapterError: EXPERT_CONFIG_MISSING, EXPERT_CONFIG_INVALID, ADAPTER_MODULES_UNSUPPORTED,
-            ADAPTER_EXPERT_REPEATED, ADAPTER_EXPERT_RANGE, ADAPTER_EMPTY, or a JSON_* or FILE_* code.
+        AdapterError: EXPERT_CONFIG_MISSING, or a code of `read_expert_config_file`.
     """
-    path = directory / EXPERT_CONFIG_NAME
     try:
-        data = read_json_object(path, limit=MAX_CONFIG_BYTES)
+        return read_expert_config_file(directory / EXPERT_CONFIG_NAME)
     except AdapterFileError as reason:
         if reason.code != "FILE_MISSING":
             raise
@@ -72,8 +70,17 @@ def read_expert_config(directory: Path) -> ExpertConfig:
             expected=f"{EXPERT_CONFIG_NAME} in it",
             got="no such file",
         ) from None
+
+
+def read_expert_config_file(path: Path) -> ExpertConfig:
+    """The same for a file of any name.
+
+    Raises:
+        AdapterError: EXPERT_CONFIG_INVALID, ADAPTER_MODULES_UNSUPPORTED, ADAPTER_EXPERT_REPEATED,
+            ADAPTER_EXPERT_RANGE, ADAPTER_EMPTY, or a JSON_* or FILE_* code.
+    """
     try:
-        config = ExpertConfig.model_validate(data)
+        config = ExpertConfig.model_validate(read_json_object(path, limit=MAX_CONFIG_BYTES))
     except ValidationError as reason:
         first = reason.errors()[0]
         where = ".".join(str(part) for part in first["loc"])

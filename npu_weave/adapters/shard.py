@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from npu_weave.adapters.fresh_memory import fresh_tensor
 from npu_weave.adapters.json_file import parse_json_object
 from npu_weave.adapters.printable import printable_path
 from npu_weave.adapters.source_file import SourceFile, open_source
@@ -50,12 +51,16 @@ class StoredTensor:
     offset: int
     nbytes: int
 
-    def load(self) -> torch.Tensor:
-        """The tensor, in fresh memory. Raises FILE_CHANGED, FILE_TRUNCATED or FILE_UNREADABLE."""
-        if self.nbytes == 0:
-            return torch.empty(self.shape, dtype=self.dtype)
-        data = self.source.read(self.offset, self.nbytes)
-        return torch.frombuffer(data, dtype=torch.uint8).view(self.dtype).reshape(self.shape)
+    def load(self, into: torch.Tensor | None = None) -> torch.Tensor:
+        """The tensor, in the memory of the contiguous `into` of equal shape and dtype, or in fresh memory.
+
+        Raises:
+            AdapterFileError: FILE_CHANGED, FILE_TRUNCATED or FILE_UNREADABLE.
+        """
+        tensor = fresh_tensor(self.shape, self.dtype) if into is None else into
+        data: Any = tensor.reshape(-1).view(torch.uint8).numpy()
+        self.source.read_into(memoryview(data), self.offset)
+        return tensor
 
     def chunks(self, size: int = CHUNK_BYTES) -> Iterator[bytearray]:
         """The tensor's bytes in order, at most `size` bytes each."""

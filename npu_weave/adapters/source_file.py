@@ -52,10 +52,16 @@ class SourceFile:
                 FILE_UNREADABLE.
         """
         buffer = bytearray(length)
+        self.read_into(memoryview(buffer), offset)
+        return buffer
+
+    def read_into(self, buffer: memoryview, offset: int) -> None:
+        """Fills `buffer`, of bytes, from `offset`. Raises as `read`; the buffer may be filled in part then."""
+        length = len(buffer)
         with _descriptor(self.path) as fd:
             done = 0
             while done < length:
-                count = os.preadv(fd, [memoryview(buffer)[done:]], offset + done)
+                count = os.preadv(fd, [buffer[done:]], offset + done)
                 if count == 0:
                     break
                 done += count
@@ -67,7 +73,6 @@ class SourceFile:
                 expected=f"{offset + length} bytes",
                 got=f"{offset + done} bytes",
             )
-        return buffer
 
     def _check_unchanged(self, fd: int) -> None:
         found = _identity(os.fstat(fd))

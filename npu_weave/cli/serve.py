@@ -26,6 +26,9 @@ def serve(
     ] = None,
     adapter_rows: Annotated[int | None, typer.Option(help="Rows per MoE layer set aside for adapters.")] = None,
     adapter_memory: Annotated[str | None, typer.Option(help="Limit on adapter memory per worker, e.g. 4GiB.")] = None,
+    host_cache: Annotated[
+        str | None, typer.Option(help="Host memory per worker for adapters not in use, e.g. 16GiB; 0 keeps none.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print vLLM's arguments.")] = False,
 ) -> None:
     """Serve a base model and its adapters over an OpenAI-compatible API.
@@ -38,11 +41,9 @@ def serve(
         _report(base, adapters, roots)
         from npu_weave.engine.vllm.launch import serve_arguments
 
+        limits = {"adapter_rows": adapter_rows, "adapter_memory": adapter_memory, "host_cache": host_cache}
         weave: dict[str, Any] = {"allowed_roots": [str(path) for path in [*adapters.values(), *roots]]}
-        if adapter_rows is not None:
-            weave["adapter_rows"] = adapter_rows
-        if adapter_memory is not None:
-            weave["adapter_memory"] = adapter_memory
+        weave |= {name: limit for name, limit in limits.items() if limit is not None}
         arguments = serve_arguments(
             base,
             {name: str(path) for name, path in adapters.items()},

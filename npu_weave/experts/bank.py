@@ -106,8 +106,7 @@ class ExpertBank:
         worst: dict[int, int] = {}
         for index, layer in self.layers.items():
             tuned = [layer.contents(adapter.layers[index]) for adapter in known if index in adapter.layers]
-            own = [[content for content in contents if content is not None] for contents in tuned]
-            worst[index] = most_rows(own, self.slots)
+            worst[index] = most_rows(tuned, self.slots)
             if worst[index] > layer.rows.count:
                 raise CapacityError(
                     "ROWS_EXHAUSTED",

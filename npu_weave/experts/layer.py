@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from weakref import WeakKeyDictionary
 
 import torch
@@ -25,10 +25,6 @@ from npu_weave.memory.virtual_tensor import VirtualTensor
 
 logger = logging.getLogger(__name__)
 
-ConfirmBase = Callable[[int, str], bool]
-"""(base expert id, digest of an adapter's expert) -> whether they are the same weights; equal on all ranks."""
-_GLANCE = 4096  # elements; tuned weights differ from the base's nearly everywhere
-
 
 class ExpertLayer:
     """The expert weights of one layer, base and adapters, in virtual tensors of the same row numbering.
@@ -44,13 +40,10 @@ class ExpertLayer:
         pool: where pages come from.
         adapter_rows: rows beyond the base experts'.
         slots: adapters on the device at once.
-        confirm_base: asked about an expert whose bytes equal the base expert's on this rank; when it says so, the
-            expert is served by the base row. With one rank ``lambda expert, digest: True`` will do; slices of experts
-            can be equal on one rank only. None: base rows serve the base model alone.
 
     Attributes:
-        owned: slot -> for each of its experts, ascending, the row that serves it: the expert's own, a row shared with
-            other slots, or a base row.
+        owned: slot -> for each of its experts, ascending, the row that serves it: the expert's own, or one shared with
+            other slots.
         users: how many experts of slots use each adapter row.
     """
 
@@ -61,7 +54,6 @@ class ExpertLayer:
         *,
         adapter_rows: int,
         slots: int,
-        confirm_base: ConfirmBase | None = None,
     ) -> None:
         self.index = port.index
         self.name = port.name
@@ -76,16 +68,15 @@ class ExpertLayer:
         self.owned: dict[int, list[int]] = {}
         self._unpublished: set[int] = set()
         self._stranded: list[list[int]] = []
-        self._confirm_base = confirm_base
-        self._contents: WeakKeyDictionary[PackedLayer, tuple[str | None, ...]] = WeakKeyDictionary()
+        self._contents: WeakKeyDictionary[PackedLayer, tuple[str, ...]] = WeakKeyDictionary()
 
     def rerouting(self, token_slots: TokenSlots, ids: torch.Tensor) -> torch.Tensor:
         """The rows for `ids` ``[tokens, top_k]`` of this step: ``map[slot of token, id]``."""
         rerouted: torch.Tensor = torch.ops.npu_weave.reroute(ids, token_slots.buffer, self.map.table)
         return rerouted
 
-    def contents(self, packed: PackedLayer) -> tuple[str | None, ...]:
-        """For each expert of `packed` a name of its content, None when it is the base expert's own. Found once.
+    def contents(self, packed: PackedLayer) -> tuple[str, ...]:
+        """For each expert of `packed` a name of its content. Found once.
 
         Equal content has equal names in any adapter; by them experts share rows. Within one adapter no name stands
         twice, the second expert with some content has another name than the first: a token's top-k ids are distinct,
@@ -93,11 +84,9 @@ class ExpertLayer:
         """
         names = self._contents.get(packed)
         if names is None:
-            names, seen = (), Counter[str]()
-            for position, digest in enumerate(packed.content_digests):
-                if self._is_base(packed, position):
-                    names += (None,)
-                    continue
+            seen = Counter[str]()
+            names = ()
+            for digest in packed.content_digests:
                 names += (f"{digest} {seen[digest]}",)
                 seen[digest] += 1
             self._contents[packed] = names
@@ -115,11 +104,7 @@ class ExpertLayer:
         if self._stranded:
             self._free([])
         contents = self.contents(packed)
-        absent = {
-            content: position
-            for position, content in enumerate(contents)
-            if content is not None and self.users.row_of(content) is None
-        }
+        absent = {content: position for position, content in enumerate(contents) if self.users.row_of(content) is None}
         fresh = self.rows.allocate(len(absent), f"{thing}, {self.name}")
         try:
             for tensor in self.tensors.values():
@@ -138,12 +123,10 @@ class ExpertLayer:
         # from here on nothing fails, so a count is never too high
         row_of = dict(zip(absent, fresh, strict=True))
         self.owned[slot] = []
-        for expert, content in zip(packed.experts, contents, strict=True):
-            row = expert
-            if content is not None:
-                held = self.users.row_of(content)
-                row = row_of[content] if held is None else held
-                self.users.add(content, row)
+        for content in contents:
+            held = self.users.row_of(content)
+            row = row_of[content] if held is None else held
+            self.users.add(content, row)
             self.owned[slot].append(row)
         self._unpublished.add(slot)
         return copies
@@ -175,7 +158,7 @@ class ExpertLayer:
         self._unpublished.discard(slot)
         rows = self.owned.pop(slot, None)
         if rows is not None:
-            self._free([row for row in rows if row >= self.num_experts and self.users.drop(row)])
+            self._free([row for row in rows if self.users.drop(row)])
 
     def pages_bound(self, rows: int) -> int:
         """Most pages that any `rows` adapter rows of this layer can need, however they lie."""
@@ -193,7 +176,7 @@ class ExpertLayer:
 
     @property
     def saved_rows(self) -> int:
-        """Experts in slots that need no row of their own, as another slot's or the base's serves them."""
+        """Experts in slots that need no row of their own, as another slot's serves them."""
         return sum(map(len, self.owned.values())) - len(self.users.counts)
 
     def check_integrity(self) -> None:
@@ -222,15 +205,6 @@ class ExpertLayer:
             reached.update(row for row in leased if row >= self.num_experts)
         if reached != counts or not self.owned.keys() <= set(range(1, self.map.slots + 1)):
             raise _inconsistent(f"{self.name} users of rows", counts, dict(reached))
-
-    def _is_base(self, packed: PackedLayer, position: int) -> bool:
-        """Whether an expert of `packed` is the base expert it replaces, and may be served by its row."""
-        if self._confirm_base is None:
-            return False
-        expert, digest = packed.experts[position], packed.content_digests[position]
-        pairs = [(tensor.row_view(expert), packed.weights[name][position]) for name, tensor in self.tensors.items()]
-        glances = all(same_bits(base.view(-1)[:_GLANCE], own.reshape(-1)[:_GLANCE]) for base, own in pairs)
-        return glances and all(same_bits(base, own) for base, own in pairs) and self._confirm_base(expert, digest)
 
     def _move_in(self, port: MoELayerPort, pool: PagePool, rows: int) -> None:
         """Virtual tensors of `rows` rows whose first hold the weights of `port`, and the port bound to them."""

@@ -39,7 +39,8 @@ class MoELayerPort(Protocol):
 
         Returns:
             For each name of `weights`, a tensor ``[len(experts), ...]`` on the host. Includes this rank's tensor
-            parallel slice only. The layer itself is not touched.
+            parallel slice only, and nothing of the memory of `experts`, which is used again. The layer itself is not
+            touched.
         """
 
     def rebind(self, name: str, tensor: torch.Tensor) -> None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 
 from npu_weave.errors import IntegrityError
-from npu_weave.memory.row_bytes import same_bits
+from npu_weave.memory.row_bytes import write_bits
 
-PIECE_BYTES = 512 << 10
+PIECE_BYTES = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -29,22 +29,20 @@ class RowCopy:
     source: torch.Tensor
     name: str
 
-    def run(self) -> None:
-        """Write the row."""
-        self.row.copy_(self.source)
-
-    def verify(self) -> None:
-        """Compare the row with what it is to hold, bit by bit.
+    def run(self, *, verify: bool) -> None:
+        """Write the row; with `verify` read it back.
 
         Raises:
             IntegrityError: ROW_CONTENT.
         """
-        if not same_bits(self.row, self.source):
+        if not verify:
+            self.row.copy_(self.source)
+        elif not write_bits(self.row, self.source):
             raise row_content(self.name)
 
 
 def row_copies(row: torch.Tensor, source: torch.Tensor, name: str) -> Iterator[RowCopy]:
-    """A row in pieces small enough to be in the cache still when they are read back."""
+    """A row in pieces, so that nobody who wants to stop has to wait long."""
     if not source.is_contiguous():
         yield RowCopy(row, source, name)
         return
@@ -85,9 +83,7 @@ class PreparedInstall:
         with self._lock:
             if self._ended or not self._copies:
                 return False
-            self._copies[0].run()
-            if self._verify:
-                self._copies[0].verify()
+            self._copies[0].run(verify=self._verify)
             self._copies.popleft()
             return bool(self._copies)
 

@@ -19,7 +19,7 @@ class RowUsers:
         return dict(self._counts)
 
     def count(self, row: int) -> int:
-        """Users of `row`; 0 for a base row, or one that nothing uses."""
+        """Users of `row`; 0 for one that nothing uses."""
         return self._counts[row]
 
     def row_of(self, content: str) -> int | None:

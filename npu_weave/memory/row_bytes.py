@@ -1,4 +1,4 @@
-"""Whether rows hold what they should, bit by bit, on any device."""
+"""Writing rows, and whether they hold what they should, bit by bit, on any device."""
 
 from __future__ import annotations
 
@@ -15,3 +15,14 @@ def same_bits(held: torch.Tensor, meant: torch.Tensor) -> bool:
     words = torch.int64 if held.nbytes % 8 == 0 and held.data_ptr() % 8 == 0 else torch.uint8
     moved = meant.to(held.device)
     return torch.equal(held.reshape(-1).view(words), moved.reshape(-1).view(words))
+
+
+def write_bits(row: torch.Tensor, source: torch.Tensor) -> bool:
+    """Write `source`, which may be on the host, into a contiguous row, and read it back.
+
+    Returns whether the row now holds it, in every bit; a row that does not may be written in part.
+    """
+    if row.is_cpu and source.is_contiguous():
+        return _C.write_and_compare(row, source)
+    row.copy_(source)
+    return same_bits(row, source)

@@ -176,7 +176,11 @@ def _packed(
     geometry: MoEGeometry, layers: Sequence[int], name: str, experts: ExpertSets, *, fill: float
 ) -> PackedAdapter:
     packed = {
-        layer: PackedLayer(experts[layer], _constant(geometry, len(experts[layer]), fill=fill))
+        layer: PackedLayer(
+            experts[layer],
+            _constant(geometry, len(experts[layer]), fill=fill),
+            tuple(f"{name}, layer {layer}, expert {expert}" for expert in experts[layer]),  # no two share a row
+        )
         for layer in layers
         if experts.get(layer)
     }

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
-from npu_weave.adapters.adapter import Adapter, ExpertTensors, open_adapter
-from npu_weave.adapters.digest import AdapterHasher
+from npu_weave.adapters.adapter import open_adapter
 from npu_weave.adapters.geometry import MoEGeometry
 from npu_weave.adapters.paths import resolve_adapter_path
 from npu_weave.errors import AdapterError, WeaveError
 from npu_weave.experts.packed import PackedAdapter, PackedLayer
 from npu_weave.experts.port import MoELayerPort
+from npu_weave.residency.expert_reads import ExpertReads
 from npu_weave.residency.load_identity import Identity, directory_identity
-from npu_weave.residency.load_threads import background_thread
-
-_Read = tuple[ExpertTensors, str]
-_AHEAD = 2  # experts read before they are packed
 
 
 class AdapterReader:
@@ -54,42 +49,23 @@ class AdapterReader:
         real = resolve_adapter_path(path, self._allowed_roots)
         self._check_state(real, identity)
         adapter = open_adapter(path, self._geometry, allowed_roots=self._allowed_roots)
-        hasher = AdapterHasher()
         layers = {}
-        with background_thread("npu-weave-read-ahead") as ahead:
-            following = iter(self._reads(adapter, hasher, name, cancelled, ahead))
+
+        def check() -> None:
+            if cancelled():
+                raise load_cancelled(name)
+
+        with ExpertReads(adapter, check) as reads:
+            following = iter(reads)
             for index, experts in adapter.experts.items():
-                if experts:
-                    layers[index] = self._pack(index, experts, following)
-        found = hasher.digests().adapter
+                tensors, digests = zip(*islice(following, len(experts)), strict=True)
+                layers[index] = PackedLayer(tuple(experts), self._ports[index].pack(tensors), digests)
+                reads.give_back(tensors)
+            found = reads.digest
         if digest and found != digest:
             raise _changed(path, f"content {digest[:16]}", found[:16])
         self._check_state(real, identity)
         return PackedAdapter(name, found, layers)
-
-    def _reads(
-        self, adapter: Adapter, hasher: AdapterHasher, name: str, cancelled: Callable[[], bool], ahead: Executor
-    ) -> Iterator[_Read]:
-        """Every expert and its digest, in order; while one is packed, the disk gives the next, which is hashed."""
-
-        def read(layer: int, expert: int) -> _Read:
-            tensors = adapter.expert(layer, expert)
-            return tensors, hasher.add_loaded(layer, expert, tensors)
-
-        waiting: deque[Future[_Read]] = deque()
-        for layer, experts in adapter.experts.items():
-            for expert in experts:
-                if cancelled():
-                    raise load_cancelled(name)
-                waiting.append(ahead.submit(read, layer, expert))
-                if len(waiting) > _AHEAD:
-                    yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-    def _pack(self, index: int, experts: Sequence[int], reads: Iterator[_Read]) -> PackedLayer:
-        tensors, digests = zip(*(next(reads) for _ in experts), strict=True)
-        return PackedLayer(tuple(experts), self._ports[index].pack(tensors), digests)
 
     def _check_state(self, path: Path, identity: Identity | None) -> None:
         if identity is not None and directory_identity(path) != identity:

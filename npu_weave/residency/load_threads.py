@@ -12,14 +12,14 @@ import torch
 NICENESS = 10
 
 
-def background_thread(name: str, cpus: Collection[int] | None = None) -> ThreadPoolExecutor:
-    """An executor of one thread that runs behind all others.
+def background_threads(name: str, count: int = 1, cpus: Collection[int] | None = None) -> ThreadPoolExecutor:
+    """An executor of `count` threads that run behind all others.
 
     Args:
-        name: of the thread.
-        cpus: processors it may use; None leaves it those of the thread that starts it.
+        name: of the threads.
+        cpus: processors they may use; None leaves them those of the thread that starts them.
     """
-    return ThreadPoolExecutor(1, thread_name_prefix=name, initializer=_stand_back, initargs=(cpus,))
+    return ThreadPoolExecutor(count, thread_name_prefix=name, initializer=_stand_back, initargs=(cpus,))
 
 
 def process_is_ending() -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from npu_weave.adapters.expert_config import EXPERT_CONFIG_NAME, read_expert_config
+from npu_weave.adapters.expert_config import EXPERT_CONFIG_NAME
 from npu_weave.adapters.geometry import MoEGeometry
 from npu_weave.adapters.paths import validate_adapter_name
 from npu_weave.errors import AdapterError, AdapterNotFoundError, ConfigError
@@ -33,8 +33,6 @@ def read_kinds(values: Iterable[str], geometry: MoEGeometry) -> tuple[NamedSets,
             while unique in kinds:
                 number += 1
                 unique = f"{name}-{number}"
-            if path.name == EXPERT_CONFIG_NAME:
-                read_expert_config(path.parent)  # refuses what is no adapter of routed experts alone
             kinds[unique] = (unique, read_expert_sets(path, geometry))
     return tuple(kinds.values())
 

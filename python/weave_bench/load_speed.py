@@ -1,8 +1,10 @@
 """``python -m weave_bench.load_speed``: how fast adapters come from disk and from the host's memory into device rows.
 
 Beside every figure stands, measured in the same run and in turn with it, what the machine needs for the bytes alone: to
-read the files and copy them once (cold), or to copy them once (warm). Files are dropped from the page cache before they
-are read. Geometry of an expert: that of DeepSeek-V2-Lite, 16.5 MiB.
+read the files and copy them once (cold), or to copy them once (warm). A cold load takes memory for what it reads, which
+a virtual machine may have to ask its host for; so the bytes alone are read both into fresh memory and into memory that
+was there before. Files are dropped from the page cache before they are read. Geometry of an expert: that of
+DeepSeek-V2-Lite, 16.5 MiB.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +23,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from npu_weave.adapters.fresh_memory import fresh_tensor
 from npu_weave.experts.bank import ExpertBank
 from npu_weave.experts.packed import PackedAdapter
 from npu_weave.memory import HostDriver
@@ -27,7 +31,8 @@ from npu_weave.residency.load_reader import AdapterReader
 from weave_bench.adapter_files import geometry_of, write_adapter
 from weave_bench.plain_layer import Geometry, PlainLayer, close, plain_bank
 
-GEOMETRY = Geometry(layers=4, experts=64, hidden=2048, width=1408)
+COLD = Geometry(layers=12, experts=64, hidden=2048, width=1408)
+WARM = Geometry(layers=4, experts=64, hidden=2048, width=1408)  # twenty such adapters fit into memory twice
 EXPERTS_A_LAYER = 5
 BASE_EXPERTS_HERE = EXPERTS_A_LAYER  # base experts take memory and no part: as few as there can be
 
@@ -72,48 +77,61 @@ def _speeds(figure: Figure) -> tuple[str, str, str]:
 
 
 def measure(scratch: Path, repeat: int, counts: Sequence[int]) -> list[Figure]:
-    """Cold and warm loads of one adapter, then warm loads of several."""
-    experts = {layer: list(range(EXPERTS_A_LAYER)) for layer in range(GEOMETRY.layers)}
-    paths = [
-        write_adapter(scratch / f"adapter{number}", GEOMETRY, experts, seed=number) for number in range(max(counts))
-    ]
-    few = Geometry(GEOMETRY.layers, BASE_EXPERTS_HERE, GEOMETRY.hidden, GEOMETRY.width)
-    rows = max(counts) * EXPERTS_A_LAYER
-    bank = plain_bank(HostDriver(), few, slots=max(counts), rows=rows)
-    bank.pool.preallocate(bank.pool.in_use + sum(layer.pages_bound(rows) for layer in bank.layers.values()))
-    headers = 1 << 20
-    weights = max(counts) * len(experts) * EXPERTS_A_LAYER * GEOMETRY.expert_bytes
-    sink = torch.empty(weights + headers, dtype=torch.uint8)
-    sink.fill_(1)  # its memory is there before anything is timed
-    try:
-        figures = [_cold(bank, paths[0], sink, repeat)]
-        packed = [_packed(path) for path in paths]
+    """A cold load of one adapter, then warm loads of several."""
+    figures = _cold(scratch / "cold", repeat)
+    paths = [write_adapter(scratch / f"warm{number}", WARM, _tuned(WARM), seed=number) for number in range(max(counts))]
+    os.sync()  # nothing is to be written while memory is measured
+    packed = [_packed(path, WARM) for path in paths]
+    with _bank(WARM, max(counts)) as bank:
+        sink = _touched(sum(adapter.nbytes for adapter in packed))
         figures += [_warm(bank, packed[:count], sink, repeat) for count in counts]
-    finally:
-        close(bank)
     return figures
 
 
-def _cold(bank: ExpertBank, path: Path, sink: torch.Tensor, repeat: int) -> Figure:
-    files = sorted(path.glob("*.safetensors"))
+def _tuned(geometry: Geometry) -> dict[int, list[int]]:
+    return {layer: list(range(EXPERTS_A_LAYER)) for layer in range(geometry.layers)}
+
+
+@contextmanager
+def _bank(geometry: Geometry, adapters: int) -> Iterator[ExpertBank]:
+    """Room for `adapters`, its pages taken before anything is timed, as an engine's are."""
+    few = Geometry(geometry.layers, BASE_EXPERTS_HERE, geometry.hidden, geometry.width)
+    rows = adapters * EXPERTS_A_LAYER
+    bank = plain_bank(HostDriver(), few, slots=adapters, rows=rows)
+    bank.pool.preallocate(bank.pool.in_use + sum(layer.pages_bound(rows) for layer in bank.layers.values()))
+    try:
+        yield bank
+    finally:
+        close(bank)
+
+
+def _touched(nbytes: int) -> torch.Tensor:
+    return torch.empty(nbytes, dtype=torch.uint8).fill_(1)
+
+
+def _cold(path: Path, repeat: int) -> list[Figure]:
+    files = sorted(write_adapter(path, COLD, _tuned(COLD), seed=0).glob("*.safetensors"))
     nbytes = sum(file.stat().st_size for file in files)
-    buffer = torch.empty(nbytes, dtype=torch.uint8).fill_(1)
+    sink, buffer = _touched(nbytes), _touched(nbytes)
 
-    def bare() -> None:
-        _read(files, buffer)
-        sink[:nbytes].copy_(buffer)
+    def bare(into: torch.Tensor) -> None:
+        _read(files, into)
+        sink.copy_(into)
 
-    def ours() -> None:
-        bank.install(1, _packed(path))
-
-    figure = Figure("from disk, 1 adapter", nbytes, [], [])
-    for _ in range(repeat):
-        _forget(files)
-        figure.bare.append(_seconds(bare))
-        _forget(files)
-        figure.ours.append(_seconds(ours))
-        bank.remove(1)
-    return figure
+    ways = {
+        "from disk (bytes alone: fresh memory)": lambda: bare(fresh_tensor((nbytes,), torch.uint8)),
+        "from disk (bytes alone: used memory)": lambda: bare(buffer),
+    }
+    figures = [Figure(title, nbytes, [], []) for title in ways]
+    with _bank(COLD, 1) as bank:
+        for _ in range(repeat):
+            for figure, way in zip(figures, ways.values(), strict=True):
+                _forget(files)
+                figure.bare.append(_seconds(way))
+                _forget(files)
+                figure.ours.append(_seconds(lambda: bank.install(1, _packed(path, COLD))))
+                bank.remove(1)
+    return figures
 
 
 def _warm(bank: ExpertBank, packed: Sequence[PackedAdapter], sink: torch.Tensor, repeat: int) -> Figure:
@@ -167,10 +185,10 @@ def page_costs(repeat: int) -> list[str]:
     ]
 
 
-def _packed(path: Path) -> PackedAdapter:
+def _packed(path: Path, geometry: Geometry) -> PackedAdapter:
     """As the worker of an engine reads an adapter: open, check, read, digest, pack."""
-    ports = {index: PlainLayer(index, GEOMETRY) for index in range(GEOMETRY.layers)}
-    reader = AdapterReader(geometry_of(GEOMETRY), ports)
+    ports = {index: PlainLayer(index, geometry) for index in range(geometry.layers)}
+    reader = AdapterReader(geometry_of(geometry), ports)
     return reader.read(path.name, str(path), "", None, lambda: False)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from npu_weave.adapters.adapter import ExpertTensors
+from npu_weave.adapters.fresh_memory import fresh_tensor
 from npu_weave.experts.bank import ExpertBank
 from npu_weave.experts.layer import ExpertLayer
 from npu_weave.experts.packed import PackedAdapter, PackedLayer
@@ -52,11 +53,14 @@ class PlainLayer:
 
     def pack(self, experts: Sequence[ExpertTensors]) -> dict[str, torch.Tensor]:
         """See `MoELayerPort.pack`."""
-        first = experts[0]
-        stacked = first.gate.new_empty(len(experts), 2 * first.gate.shape[0], first.gate.shape[1])
-        for row, expert in zip(stacked, experts, strict=True):
-            torch.cat([expert.gate, expert.up], out=row)
-        return {"w13": stacked, "w2": torch.stack([expert.down for expert in experts])}
+        width, hidden = experts[0].gate.shape
+        w13 = fresh_tensor((len(experts), 2 * width, hidden), experts[0].gate.dtype)
+        w2 = fresh_tensor((len(experts), hidden, width), experts[0].down.dtype)
+        for position, expert in enumerate(experts):
+            w13[position, :width].copy_(expert.gate)
+            w13[position, width:].copy_(expert.up)
+            w2[position].copy_(expert.down)
+        return {"w13": w13, "w2": w2}
 
     def rebind(self, name: str, tensor: torch.Tensor) -> None:
         """See `MoELayerPort.rebind`."""

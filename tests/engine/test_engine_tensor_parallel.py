@@ -230,6 +230,9 @@ def fail_verifying(ranks: tuple[int, ...]) -> Callable[[Any], None]:
     """A function for workers that spoils the last row written on `ranks`: found when all others are in place."""
 
     def inject(worker: Any) -> None:
+        from npu_weave.experts.prepared import row_content
+        from npu_weave.memory.row_bytes import same_bits
+
         layers = worker.model_runner.lora_manager.store.bank.layers
         last = layers[max(layers)]
         lease = last.lease
@@ -238,9 +241,11 @@ def fail_verifying(ranks: tuple[int, ...]) -> Callable[[Any], None]:
             copies = lease(*args)
 
             class Spoiler(type(copies[-1])):  # type: ignore[misc]
-                def run(self) -> None:
-                    super().run()
+                def run(self, *, verify: bool) -> None:
+                    super().run(verify=False)
                     self.row.view(-1)[-1].add_(1)
+                    if verify and not same_bits(self.row, self.source):
+                        raise row_content(self.name)
 
             return [*copies[:-1], Spoiler(copies[-1].row, copies[-1].source, copies[-1].name)]
 

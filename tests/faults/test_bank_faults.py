@@ -18,6 +18,7 @@ from fixtures.plain_layers import (  # noqa: F401 (an autouse fixture)
     packed,
     pages_of_live_rows,
 )
+from fixtures.spoiled_rows import spoil_rows
 
 from npu_weave.errors import CapacityError, DriverError, IntegrityError
 from npu_weave.experts.layer import ExpertLayer
@@ -163,12 +164,12 @@ def fail_at_piece(monkeypatch: pytest.MonkeyPatch, n: int, error: type[BaseExcep
     pieces = iter(range(1, 1_000))
     whole = RowCopy.run
 
-    def run(self: RowCopy) -> None:
+    def run(self: RowCopy, *, verify: bool) -> None:
         if next(pieces) == n:
             half = self.row.numel() // 2
             self.row[:half].copy_(self.source[:half])
             raise error
-        whole(self)
+        whole(self, verify=verify)
 
     monkeypatch.setattr(RowCopy, "run", run)
     return pieces
@@ -212,15 +213,8 @@ def test_a_copy_that_fails_half_way(n: int, error: type[BaseException], monkeypa
 def test_a_copy_gone_wrong_is_found_and_undone(layer: int, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     setting = Setting()
     before = setting.seen()
-    run = RowCopy.run
-
-    def run_and_flip(self: RowCopy) -> None:
-        run(self)
-        if self.name.startswith(f"layers.{layer}.{name} "):
-            self.row.view(torch.uint8)[-1] ^= 1
-
     with monkeypatch.context() as patch:
-        patch.setattr(RowCopy, "run", run_and_flip)
+        spoil_rows(patch, f"layers.{layer}.{name} ")
         with pytest.raises(IntegrityError, match="ROW_CONTENT"):
             install(setting)
     assert setting.seen() == before

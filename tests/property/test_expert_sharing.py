@@ -1,8 +1,8 @@
 """Random lives of a bank whose adapters share experts: in, out, revised, and calls of the driver that fail in between.
 
-Contents come from a small pool, so that slots, revisions and the base share rows all the time. The model is one
-dictionary: for every slot, layer and expert, which content it should have. What the bank holds is compared with it
-after every step, and a step that failed must have changed nothing at all.
+Contents come from a small pool, so that slots and revisions share rows all the time; some are bytes of base experts.
+The model is one dictionary: for every slot, layer and expert, which content it should have. What the bank holds is
+compared with it after every step, and a step that failed must have changed nothing at all.
 """
 
 from __future__ import annotations
@@ -84,11 +84,6 @@ class Port:
         raise AssertionError("nothing is rerouted here")
 
 
-def confirm_base(expert: int, digest: str) -> bool:
-    """Given digests are the contents' names, computed ones come only with the base's bytes."""
-    return digest == f"base {expert}" or digest not in CONTENTS
-
-
 def pack(tuned: Tuned, *, given: bool) -> PackedAdapter:
     """An adapter of these contents in fresh memory; digests given, or left to be computed."""
     layers = {
@@ -148,10 +143,7 @@ class Sharing(RuleBasedStateMachine):
         base = sum(len(self.pages_under(layer, set(range(EXPERTS)))) for layer in range(2))
         self.pool = PagePool(self.driver, None if pages is None else (base + pages) * PAGE)
         self.limited = pages is not None
-        layers = [
-            ExpertLayer(Port(index), self.pool, adapter_rows=rows, slots=slots, confirm_base=confirm_base)
-            for index in range(2)
-        ]
+        layers = [ExpertLayer(Port(index), self.pool, adapter_rows=rows, slots=slots) for index in range(2)]
         self.bank = ExpertBank(layers, self.pool, slots=slots)
         self.held: dict[int, Tuned] = {}
         self.adapters: dict[int, PackedAdapter] = {}
@@ -169,8 +161,7 @@ class Sharing(RuleBasedStateMachine):
         """Adapter rows for these slots: a content needs as many as the slot that has it most often."""
         needed: Counter[tuple[bool, str]] = Counter()
         for slot, tuned in held.items():
-            own = [what for expert, what in tuned[layer].items() if what != f"base {expert}"]
-            needed |= Counter((given[slot], what) for what in own)
+            needed |= Counter((given[slot], what) for what in tuned[layer].values())
         return needed.total()
 
     def needed_with(self, slot: int, tuned: Tuned, given: bool) -> list[int]:
@@ -234,7 +225,7 @@ class Sharing(RuleBasedStateMachine):
         adapter = pack(tuned, given=given)
         before = self.snapshot()
         if fault[0] == "copy":
-            failing = failing_to_copy(adapter, fault[1], self.bank)
+            failing = failing_to_copy(adapter, fault[1])
         else:
             failing = adapter
             self.driver.arm(fault)
@@ -348,7 +339,7 @@ class Sharing(RuleBasedStateMachine):
                 assert len(set(rows)) == EXPERTS, "a token's experts stay distinct"
                 for expert, row in enumerate(rows):
                     meant = tuned.get(expert, f"base {expert}")
-                    assert (row == expert) == (meant == f"base {expert}"), (index, slot, expert)
+                    assert (row == expert) == (expert not in tuned), (index, slot, expert)
                     for name, weight in content(index, meant).items():
                         assert torch.equal(raw(layer.tensors[name].tensor[row]), raw(weight)), (index, slot, expert)
 
@@ -385,15 +376,13 @@ def raw(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-def failing_to_copy(adapter: PackedAdapter, n: int, bank: ExpertBank) -> PackedAdapter:
+def failing_to_copy(adapter: PackedAdapter, n: int) -> PackedAdapter:
     """The same adapter, whose n-th row to be copied cannot be."""
     reads = [0]
     layers = {
         index: PackedLayer(layer.experts, FailingWeights(layer.weights, reads), layer.content_digests)
         for index, layer in adapter.layers.items()
     }
-    for index, layer in layers.items():
-        bank.layers[index].contents(layer)  # reads too, to compare with the base, but once
     reads[0] = n
     return PackedAdapter(adapter.name, adapter.digest, layers)
 

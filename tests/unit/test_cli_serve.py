@@ -63,13 +63,13 @@ def test_a_report_and_vllms_arguments(files: Path) -> None:
 def test_names_paths_and_limits_reach_vllm(files: Path) -> None:
     given = vllm_arguments(
         files / "base", "--adapter", f"one={files / 'one'}", "--adapter", f"two={files / 'two'}",
-        "--adapter-rows", 6, "--adapter-memory", "64MiB", "--port", 8123, "--max-loras", 2,
+        "--adapter-rows", 6, "--adapter-memory", "64MiB", "--host-cache", "0", "--port", 8123, "--max-loras", 2,
     )  # fmt: skip
     assert given[0] == str(files / "base")
     start = given.index("--lora-modules")
     assert given[start + 1 : start + 3] == [f"one={files / 'one'}", f"two={files / 'two'}"]
     roots = [str(files / "one"), str(files / "two")]
-    assert weave_of(given) == {"allowed_roots": roots, "adapter_rows": 6, "adapter_memory": "64MiB"}
+    assert weave_of(given) == {"allowed_roots": roots, "adapter_rows": 6, "adapter_memory": "64MiB", "host_cache": "0"}
     assert given[-4:] == ["--port", "8123", "--max-loras", "2"]
 
 
@@ -133,6 +133,7 @@ def test_a_base_that_cannot_be_served(files: Path) -> None:
     [
         ("--adapter-rows", "0"),
         ("--adapter-memory", "much"),
+        ("--host-cache", "-1GiB"),
         ("--adapter-root", "/there/is/no/such/directory"),
         ("--additional-config", "{"),
         ("--additional-config.npu_weave.adapter_rows", "4"),

@@ -21,11 +21,11 @@ from fixtures.plain_layers import (  # noqa: F401 (an autouse fixture)
     pages_of_live_rows,
     pages_under,
 )
+from fixtures.spoiled_rows import spoil_rows
 
 from npu_weave.errors import CapacityError, DriverError, IntegrityError
 from npu_weave.experts.bank import ExpertBank
 from npu_weave.experts.layer import ExpertLayer
-from npu_weave.experts.prepared import RowCopy
 from npu_weave.experts.token_slots import TokenSlots
 from npu_weave.memory import FaultDriver, HostDriver, PagePool
 
@@ -147,17 +147,10 @@ def test_rows_that_run_out_in_the_second_layer_leave_the_first_alone() -> None:
 
 
 def test_a_row_that_does_not_hold_what_was_written_is_not_published(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = RowCopy.run
-
-    def run_and_flip(self: RowCopy) -> None:
-        run(self)
-        if self.name.startswith("layers.1.w2 "):
-            self.row.view(torch.uint8)[-1] ^= 1
-
     bank = make_bank()
     before = bank.memory()
     with monkeypatch.context() as patch:
-        patch.setattr(RowCopy, "run", run_and_flip)
+        spoil_rows(patch, "layers.1.w2 ")
         with pytest.raises(IntegrityError, match="ROW_CONTENT"):
             bank.install(1, packed({0: [1], 1: [0, 2]}, 1))
     assert bank.memory() == before

@@ -21,9 +21,7 @@ from fixtures.plain_layers import (  # noqa: F401 (an autouse fixture)
 
 from npu_weave.errors import CapacityError, IntegrityError
 from npu_weave.experts.bank import ExpertBank
-from npu_weave.experts.layer import ConfirmBase, ExpertLayer
 from npu_weave.experts.packed import PackedAdapter, PackedLayer
-from npu_weave.memory import HostDriver, PagePool
 
 ROW = sum(2 * rows * columns for rows, columns in SHAPES.values())
 
@@ -212,74 +210,6 @@ def test_computed_digests_see_bytes_and_not_their_place() -> None:
         assert [a != b for a, b in zip(found, both, strict=True)] == [False, True, False], name
     scales = PackedLayer((0, 1), {"scale": torch.tensor([1.0, 2.0])}).content_digests
     assert len(set(scales)) == 2, "a number an expert"
-
-
-def bank_with_base(confirm: ConfirmBase | None) -> ExpertBank:
-    pool = PagePool(HostDriver())
-    layer = ExpertLayer(PlainLayer(0), pool, adapter_rows=3, slots=2, confirm_base=confirm)
-    return ExpertBank([layer], pool, slots=2)
-
-
-def with_base_experts(copied: Mapping[int, int], tuned: Mapping[int, int]) -> PackedAdapter:
-    """Experts of `copied` hold the bytes of that base expert, those of `tuned` content of their own."""
-    contents = {**dict.fromkeys(copied, 0), **tuned}
-    layer = layer_of({expert: contents[expert] for expert in sorted(contents)})
-    for expert, base in copied.items():
-        for name, weight in layer.weights.items():
-            weight[layer.experts.index(expert)] = base_weights(0)[name][base]
-    return PackedAdapter("a", "a", {0: layer})
-
-
-def test_an_expert_that_is_the_bases_costs_nothing() -> None:
-    bank = bank_with_base(lambda expert, digest: True)
-    adapter, all_base = with_base_experts({0: 0, 3: 3}, {1: 7}), with_base_experts({0: 0, 1: 1, 2: 2, 3: 3}, {})
-    bank.check_fits([adapter, all_base], "x")
-    bank.install(1, adapter)
-    bank.install(2, all_base)
-    layer = bank.layers[0]
-    assert layer.map.rows_of(1) == {0: 0, 1: EXPERTS, 3: 3} and layer.map.rows_of(2) == {0: 0, 1: 1, 2: 2, 3: 3}
-    assert rows(bank) == 1
-    assert (bank.memory()["saved_rows"], bank.memory()["shared_rows"]) == (6, 0)
-    bank.check_integrity({1: adapter, 2: all_base})
-    bank.remove(2)
-    bank.remove(1)
-    bank.check_integrity()
-    assert bank.layers[0].tensors["w2"].mapped_rows == set(range(EXPERTS)) and layer.map.rows_of(2) == {}
-
-
-def test_another_experts_base_weights_are_content_like_any_other() -> None:
-    """Else two experts of a token could meet in one row."""
-    bank = bank_with_base(lambda expert, digest: True)
-    adapter = with_base_experts({0: 1}, {})
-    bank.install(1, adapter)
-    assert bank.layers[0].map.rows_of(1) == {0: EXPERTS}
-    bank.check_integrity({1: adapter})
-
-
-@pytest.mark.parametrize("confirm", [None, lambda expert, digest: False])
-def test_base_rows_are_shared_only_when_that_is_confirmed(confirm: ConfirmBase | None) -> None:
-    bank = bank_with_base(confirm)
-    bank.install(1, with_base_experts({0: 0, 3: 3}, {}))
-    assert bank.layers[0].map.rows_of(1) == {0: EXPERTS, 3: EXPERTS + 1}
-    bank.check_integrity()
-
-
-@pytest.mark.parametrize("tensor", list(SHAPES))
-@pytest.mark.parametrize("where", [0, -1])
-def test_nobody_is_asked_about_bytes_that_differ(tensor: str, where: int) -> None:
-    asked = []
-
-    def confirm(expert: int, digest: str) -> bool:
-        asked.append((expert, digest))
-        return True
-
-    bank = bank_with_base(confirm)
-    adapter = with_base_experts({0: 0, 2: 2}, {})
-    adapter.layers[0].weights[tensor][0].view(torch.uint8).view(-1)[where] ^= 1
-    bank.check_fits([adapter], "x")
-    bank.install(1, adapter)
-    assert asked == [(2, adapter.layers[0].content_digests[1])], "and once is enough"
-    assert bank.layers[0].map.rows_of(1) == {0: EXPERTS, 2: 2}
 
 
 def test_admission_counts_what_is_distinct() -> None:

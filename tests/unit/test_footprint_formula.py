@@ -74,6 +74,7 @@ def test_expert_configurations_in_the_esft_layout(tmp_path: Path) -> None:
         (lambda: {"experts": {"27": [1]}}, "ADAPTER_LAYER_INVALID"),
         (lambda: {"experts": {"1": [64]}}, "ADAPTER_EXPERT_RANGE"),
         (lambda: {"experts": {"1": [-1]}}, "ADAPTER_EXPERT_RANGE"),
+        (lambda: {"experts": {"1": [1]}, "shared_experts": True}, "ADAPTER_MODULES_UNSUPPORTED"),
         (lambda: {"experts": {"1": [2, 2]}}, "ADAPTER_EXPERT_REPEATED"),
         (lambda: [], "JSON_INVALID"),
     ],

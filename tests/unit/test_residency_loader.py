@@ -16,6 +16,7 @@ from fixtures.plain_layers import (  # noqa: F401 (an autouse fixture)
     check_served,
     no_bank_outlives_its_test,
 )
+from fixtures.spoiled_rows import spoil_rows
 
 from npu_weave.adapters.adapter import open_adapter
 from npu_weave.errors import AdapterFileError, CapacityError, DriverError, IntegrityError
@@ -169,23 +170,16 @@ def test_an_adapter_that_does_not_fit_is_refused_when_it_is_committed(driver: Fa
     rank.close()
 
 
-def test_rows_that_do_not_hold_what_was_written_are_never_published(rank: Rank, disk: Disk) -> None:
+def test_rows_that_do_not_hold_what_was_written_are_never_published(
+    rank: Rank, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = seen(rank)
     begin(rank, 1, disk[1][0])
     rank.reach(1, "read")
-    last = rank.store.bank.layers[1]
-    lease = last.lease
-
-    def lease_and_spoil(*args: Any) -> Any:
-        copies = lease(*args)
-        # the source changes between the write and the read back, as the row might
-        object.__setattr__(copies[-1], "run", lambda: None)
-        return copies
-
-    last.lease = lease_and_spoil  # type: ignore[method-assign]
-    rank.loader.commit(1)
-    del last.lease
-    rank.reach(1, "copied")
+    with monkeypatch.context() as patch:
+        spoil_rows(patch, rank.store.bank.layers[1].name)
+        rank.loader.commit(1)
+        rank.reach(1, "copied")
     assert rank.state(1)["code"] == "ROW_CONTENT"
     with pytest.raises(IntegrityError, match="COPY_UNFINISHED"):
         rank.loader.publish(1)
@@ -223,10 +217,10 @@ class SlowCopies:
             copies = lease(*args)
             run = copies[1].run
 
-            def wait_and_run() -> None:
+            def wait_and_run(*, verify: bool) -> None:
                 self.started.set()
                 self.gate.wait(60)
-                run()
+                run(verify=verify)
 
             object.__setattr__(copies[1], "run", wait_and_run)
             return copies

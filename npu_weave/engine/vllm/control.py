@@ -20,7 +20,7 @@ from npu_weave.engine.vllm.workers import WorkerGroup, is_failure
 from npu_weave.errors import IntegrityError, WeaveError
 from npu_weave.residency.directory import AdapterDirectory, Revision
 from npu_weave.residency.load_opener import AdapterOpener
-from npu_weave.residency.load_threads import background_thread
+from npu_weave.residency.load_threads import background_threads
 
 if TYPE_CHECKING:
     from vllm.v1.engine.core import EngineCore
@@ -69,7 +69,7 @@ class AdapterControl:
             self._workers,
             self._directory,
             AdapterOpener(geometry, Path(vllm_config.model_config.model), config.allowed_roots),
-            background_thread("npu-weave-open"),
+            background_threads("npu-weave-open"),
             make_room=self._make_room,
             ended=self._load_ended,
         )

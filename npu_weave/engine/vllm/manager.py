@@ -24,7 +24,7 @@ from npu_weave.experts.token_slots import TokenSlots
 from npu_weave.residency.host_cache import HostCache
 from npu_weave.residency.load_identity import Identity
 from npu_weave.residency.load_reader import AdapterReader
-from npu_weave.residency.load_threads import background_thread
+from npu_weave.residency.load_threads import background_threads
 from npu_weave.residency.loader import AdapterLoader, LoadState
 from npu_weave.residency.store import AdapterStore
 
@@ -66,8 +66,8 @@ class WeaveAdapterManager:
         self.loader = AdapterLoader(
             reader,
             self.store,
-            reading=background_thread("npu-weave-read"),
-            copying=background_thread("npu-weave-copy"),
+            reading=background_threads("npu-weave-read"),
+            copying=background_threads("npu-weave-copy"),
         )
         for port in ports:
             port.insert_rerouting(partial(self._reroute, bank.layers[port.index]))
