@@ -26,6 +26,7 @@ EXTENSIONS = {
         "csrc/torch/vmm_module.cpp",
     ],
     "weave_ops._C": [
+        "csrc/cpu/gating_reroute.cpp",
         "csrc/cpu/reroute.cpp",
         "csrc/torch/ops_module.cpp",
     ],

@@ -2,9 +2,11 @@
 #include <Python.h>
 #include <torch/library.h>
 
+#include "../cpu/gating_reroute.h"
 #include "../cpu/reroute.h"
 
 TORCH_LIBRARY_IMPL(npu_weave, CPU, library) {
+  library.impl("gating_reroute", &weave::cpu::gating_reroute);
   library.impl("reroute", &weave::cpu::reroute);
   library.impl("reroute_", &weave::cpu::reroute_);
 }

@@ -8,9 +8,6 @@ from collections import Counter
 from collections.abc import Mapping
 from weakref import WeakKeyDictionary
 
-import torch
-
-import weave_ops  # noqa: F401  (registers torch.ops.npu_weave)
 from npu_weave.errors import DriverError, IntegrityError
 from npu_weave.experts.expert_map import ExpertMap
 from npu_weave.experts.packed import PackedLayer
@@ -18,7 +15,6 @@ from npu_weave.experts.port import MoELayerPort
 from npu_weave.experts.prepared import RowCopy, row_content, row_copies
 from npu_weave.experts.row_users import RowUsers
 from npu_weave.experts.rows import RowAllocator
-from npu_weave.experts.token_slots import TokenSlots
 from npu_weave.memory.pool import PagePool
 from npu_weave.memory.row_bytes import same_bits
 from npu_weave.memory.virtual_tensor import VirtualTensor
@@ -69,11 +65,6 @@ class ExpertLayer:
         self._unpublished: set[int] = set()
         self._stranded: list[list[int]] = []
         self._contents: WeakKeyDictionary[PackedLayer, tuple[str, ...]] = WeakKeyDictionary()
-
-    def rerouting(self, token_slots: TokenSlots, ids: torch.Tensor) -> torch.Tensor:
-        """The rows for `ids` ``[tokens, top_k]`` of this step: ``map[slot of token, id]``."""
-        rerouted: torch.Tensor = torch.ops.npu_weave.reroute(ids, token_slots.buffer, self.map.table)
-        return rerouted
 
     def contents(self, packed: PackedLayer) -> tuple[str, ...]:
         """For each expert of `packed` a name of its content. Found once.

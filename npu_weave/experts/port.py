@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import torch
 
 from npu_weave.adapters.adapter import ExpertTensors
+from npu_weave.experts.gating import Gating
 
-Reroute = Callable[[torch.Tensor], torch.Tensor]
-"""Maps ``topk_ids`` int32/int64 ``[tokens, top_k]`` to rows, same shape and dtype."""
+
+class Routing(Protocol):
+    """Sends the tokens of the step in hand to rows of one layer."""
+
+    def reroute(self, ids: torch.Tensor) -> torch.Tensor:
+        """Maps ``topk_ids`` int32 or int64 ``[tokens, top_k]`` to rows, same shape and dtype."""
+
+    def gate(self, logits: torch.Tensor, gating: Gating) -> tuple[torch.Tensor, torch.Tensor]:
+        """Chooses by ``[tokens, num_experts]`` and maps: weights float32 and rows int32, ``[tokens, top_k]`` each."""
 
 
 class MoELayerPort(Protocol):
@@ -46,5 +54,5 @@ class MoELayerPort(Protocol):
     def rebind(self, name: str, tensor: torch.Tensor) -> None:
         """Make the parameter `name` use `tensor` ``[rows, ...]``; its old storage is let go."""
 
-    def insert_rerouting(self, reroute: Reroute) -> None:
-        """Apply `reroute` to every ``topk_ids`` after gating and before any dispatch. Called once."""
+    def insert_routing(self, routing: Routing) -> None:
+        """Have every token routed by `routing`, after gating or in its place, and before any dispatch. Called once."""

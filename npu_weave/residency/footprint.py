@@ -18,7 +18,7 @@ from npu_weave.errors import IntegrityError
 from npu_weave.experts.bank import ExpertBank
 from npu_weave.experts.layer import ExpertLayer
 from npu_weave.experts.packed import PackedAdapter, PackedLayer
-from npu_weave.experts.port import Reroute
+from npu_weave.experts.port import Routing
 from npu_weave.memory.driver import DriverStats
 from npu_weave.memory.host import HostDriver
 from npu_weave.memory.pool import PagePool
@@ -157,8 +157,8 @@ class _BareLayer:
     def rebind(self, name: str, tensor: torch.Tensor) -> None:
         """See `MoELayerPort.rebind`; no parameter to change."""
 
-    def insert_rerouting(self, reroute: Reroute) -> None:
-        """See `MoELayerPort.insert_rerouting`; nothing is routed here."""
+    def insert_routing(self, routing: Routing) -> None:
+        """See `MoELayerPort.insert_routing`; nothing is routed here."""
 
 
 def _constant(geometry: MoEGeometry, experts: int, *, fill: float) -> dict[str, torch.Tensor]:

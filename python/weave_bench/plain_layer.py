@@ -12,7 +12,7 @@ from npu_weave.adapters.fresh_memory import fresh_tensor
 from npu_weave.experts.bank import ExpertBank
 from npu_weave.experts.layer import ExpertLayer
 from npu_weave.experts.packed import PackedAdapter, PackedLayer
-from npu_weave.experts.port import Reroute
+from npu_weave.experts.port import Routing
 from npu_weave.memory import Driver, PagePool
 
 
@@ -66,8 +66,8 @@ class PlainLayer:
         """See `MoELayerPort.rebind`."""
         self.parameters[name] = tensor
 
-    def insert_rerouting(self, reroute: Reroute) -> None:
-        """See `MoELayerPort.insert_rerouting`; nothing is routed here."""
+    def insert_routing(self, routing: Routing) -> None:
+        """See `MoELayerPort.insert_routing`; nothing is routed here."""
 
 
 def plain_bank(driver: Driver, geometry: Geometry, *, slots: int, rows: int, verify: bool = True) -> ExpertBank:

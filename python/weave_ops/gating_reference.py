@@ -79,7 +79,7 @@ def _best(scores: torch.Tensor, count: int) -> torch.Tensor:
 
 def _in_best_groups(choice: torch.Tensor, by_two_best: bool, n_group: int, topk_group: int) -> torch.Tensor:
     """Bool ``[T, M]``: whether an expert is in one of its token's best groups."""
-    grouped = choice.view(choice.shape[0], n_group, -1)
+    grouped = choice.view(choice.shape[0], n_group, choice.shape[1] // n_group)
     worth = grouped.topk(2, dim=-1).values.sum(dim=-1) if by_two_best else grouped.amax(dim=-1)
     best = torch.zeros_like(worth, dtype=torch.bool).scatter_(1, _best(worth, topk_group), True)
     return best[:, :, None].expand_as(grouped).reshape(choice.shape)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.model_loading import Load, model_loader
 from fixtures.plain_vllm import Answers, Batch, references
 from fixtures.tiny_models import TinyFamily, make_family
 
@@ -26,3 +27,10 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[Any, A
         return references(models, batches, tmp_path_factory.mktemp("plain"), **engine)
 
     return run
+
+
+@pytest.fixture(scope="module")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Load]:
+    """Loads a model as a worker of one rank does; see `fixtures.model_loading`."""
+    with model_loader(tmp_path_factory.mktemp("rendezvous")) as loader:
+        yield loader

@@ -5,15 +5,13 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from fixtures.plain_vllm import ENVIRONMENT
+from fixtures.model_loading import Load
 from fixtures.tiny_models import EXPERTS, LAYERS, TinyFamily, expert_names
 from safetensors.torch import load_file
 
@@ -25,43 +23,11 @@ from npu_weave.errors import ConfigError, UnsupportedError
 
 pytestmark = pytest.mark.engine
 
-Load = Callable[..., tuple[torch.nn.Module, Any]]
-
 
 @pytest.fixture(scope="module")
 def family(families: Any) -> TinyFamily:
     made: TinyFamily = families("qwen3_moe", 4)
     return made
-
-
-@pytest.fixture(scope="module")
-def load(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Load]:
-    """Loads a model as a worker of one rank does; without LoRA, which vLLM does not load for every kind of layer."""
-    saved = dict(os.environ)
-    os.environ.update(ENVIRONMENT)
-    from vllm.config import VllmConfig, set_current_vllm_config
-    from vllm.distributed import cleanup_dist_env_and_memory, init_distributed_environment, initialize_model_parallel
-    from vllm.engine.arg_utils import EngineArgs
-    from vllm.model_executor.model_loader import get_model
-
-    store = tmp_path_factory.mktemp("rendezvous") / "store"
-    with set_current_vllm_config(VllmConfig()):
-        init_distributed_environment(1, 0, f"file://{store}", 0, "gloo")
-        initialize_model_parallel(1, 1)
-
-    def make(model: Path, **options: Any) -> tuple[torch.nn.Module, Any]:
-        arguments = EngineArgs(str(model), dtype="bfloat16", enforce_eager=True, max_model_len=512, **options)
-        config = arguments.create_engine_config()
-        with set_current_vllm_config(config):
-            return get_model(vllm_config=config), config
-
-    with pytest.MonkeyPatch.context() as patch:
-        # a worker on a CPU does the same: loading a model asks for a cache that only accelerators have
-        patch.setattr(torch.accelerator, "empty_cache", lambda: None)
-        yield make
-        cleanup_dist_env_and_memory()
-    os.environ.clear()
-    os.environ.update(saved)
 
 
 def test_layers_are_found_in_order_with_their_limits(load: Load, family: TinyFamily) -> None:

@@ -25,7 +25,7 @@ from npu_weave.errors import CapacityError, DriverError, IntegrityError
 from npu_weave.experts.bank import ExpertBank
 from npu_weave.experts.layer import ExpertLayer
 from npu_weave.experts.packed import PackedAdapter, PackedLayer
-from npu_weave.experts.port import Reroute
+from npu_weave.experts.port import Routing
 from npu_weave.memory import FaultDriver, HostDriver, PagePool
 
 PAGE = 2 << 20
@@ -80,7 +80,7 @@ class Port:
     def rebind(self, name: str, tensor: torch.Tensor) -> None:
         self._weights[name] = tensor
 
-    def insert_rerouting(self, reroute: Reroute) -> None:
+    def insert_routing(self, routing: Routing) -> None:
         raise AssertionError("nothing is rerouted here")
 
 

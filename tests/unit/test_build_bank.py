@@ -11,7 +11,7 @@ from npu_weave.adapters.adapter import ExpertTensors
 from npu_weave.config import WeaveConfig
 from npu_weave.engine.vllm.build import build_bank, choose_adapter_rows
 from npu_weave.errors import ConfigError
-from npu_weave.experts.port import Reroute
+from npu_weave.experts.port import Routing
 
 pytestmark = pytest.mark.engine
 
@@ -38,7 +38,7 @@ class Port:
     def pack(self, experts: Sequence[ExpertTensors]) -> dict[str, torch.Tensor]:
         raise AssertionError("nothing is packed here")
 
-    def insert_rerouting(self, reroute: Reroute) -> None:
+    def insert_routing(self, routing: Routing) -> None:
         raise AssertionError("nothing is rerouted here")
 
 

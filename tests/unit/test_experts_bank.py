@@ -26,6 +26,7 @@ from fixtures.spoiled_rows import spoil_rows
 from npu_weave.errors import CapacityError, DriverError, IntegrityError
 from npu_weave.experts.bank import ExpertBank
 from npu_weave.experts.layer import ExpertLayer
+from npu_weave.experts.routing import LayerRouting
 from npu_weave.experts.token_slots import TokenSlots
 from npu_weave.memory import FaultDriver, HostDriver, PagePool
 
@@ -112,8 +113,8 @@ def test_rerouting_of_a_mixed_step() -> None:
     tokens = TokenSlots(4, torch.device("cpu"))
     tokens.fill_tokens(torch.tensor([0, 2, 2], dtype=torch.int32).numpy())
     ids = torch.tensor([[1, 3], [1, 3], [0, 2], [3, 1]], dtype=torch.int32)
-    assert bank.layers[0].rerouting(tokens, ids).tolist() == [[1, 3], [4, 5], [0, 2], [3, 1]]
-    assert bank.layers[1].rerouting(tokens, ids).tolist() == ids.tolist()
+    assert LayerRouting(bank.layers[0], tokens).reroute(ids).tolist() == [[1, 3], [4, 5], [0, 2], [3, 1]]
+    assert LayerRouting(bank.layers[1], tokens).reroute(ids).tolist() == ids.tolist()
 
 
 @pytest.mark.parametrize("slot", [0, -1, 3])

@@ -17,7 +17,7 @@ from npu_weave.errors import CapacityError, ConfigError
 from npu_weave.experts.bank import ExpertBank
 from npu_weave.experts.layer import ExpertLayer
 from npu_weave.experts.packed import PackedAdapter, PackedLayer
-from npu_weave.experts.port import Reroute
+from npu_weave.experts.port import Routing
 from npu_weave.memory.host import HostDriver
 from npu_weave.memory.pool import PagePool
 from npu_weave.residency.footprint import measure_footprint
@@ -201,7 +201,7 @@ class _Layer:
     def rebind(self, name: str, tensor: torch.Tensor) -> None:
         pass
 
-    def insert_rerouting(self, reroute: Reroute) -> None:
+    def insert_routing(self, routing: Routing) -> None:
         pass
 
 

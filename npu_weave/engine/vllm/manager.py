@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Iterator
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,7 @@ from npu_weave.config import WeaveConfig
 from npu_weave.engine.vllm.build import build_bank
 from npu_weave.engine.vllm.moe_layer import find_moe_layers
 from npu_weave.errors import IntegrityError
-from npu_weave.experts.layer import ExpertLayer
+from npu_weave.experts.routing import LayerRouting
 from npu_weave.experts.token_slots import TokenSlots
 from npu_weave.residency.host_cache import HostCache
 from npu_weave.residency.load_identity import Identity
@@ -70,7 +69,13 @@ class WeaveAdapterManager:
             copying=background_threads("npu-weave-copy"),
         )
         for port in ports:
-            port.insert_rerouting(partial(self._reroute, bank.layers[port.index]))
+            port.insert_routing(LayerRouting(bank.layers[port.index], self.token_slots))
+        logger.info(
+            "npu-weave: gating and rerouting are one operator in %d of %d MoE layers; elsewhere vLLM's own gating "
+            "stays, as its answers differ in order or in the last bit",
+            sum(port.gating_is_fused for port in ports),
+            len(ports),
+        )
         return model
 
     # --- called by the engine core, through collective_rpc ---
@@ -192,17 +197,6 @@ class WeaveAdapterManager:
         return False
 
     # --- inside ---
-
-    def _reroute(self, layer: ExpertLayer, ids: torch.Tensor) -> torch.Tensor:
-        if ids.shape[0] < self.token_slots.used:
-            raise IntegrityError(
-                "TOKENS_MISALIGNED",
-                layer.name,
-                expected=f"at least {self.token_slots.used} tokens, those of the step",
-                got=f"{ids.shape[0]}",
-                remedy="report this with the engine's settings: something split the step's tokens",
-            )
-        return layer.rerouting(self.token_slots, ids)
 
     def _slots_of(self, revisions: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
         if len(revisions) and revisions.max() >= len(self._lookup):

@@ -13,8 +13,9 @@ from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 
 from npu_weave.adapters.adapter import ExpertTensors
+from npu_weave.engine.vllm.fused_gating import fusable_gating
 from npu_weave.errors import UnsupportedError
-from npu_weave.experts.port import Reroute
+from npu_weave.experts.port import Routing
 
 _INT32_LIMIT = 2**31
 _WEIGHTS = ("w13_weight", "w2_weight")
@@ -26,6 +27,9 @@ class VllmMoELayer:
     Packing runs vLLM's own weight loader (tensor parallel slice) and its own
     ``process_weights_after_loading`` (padding, kernel layout) on a staging copy, so the layout is right for any
     unquantised backend by construction.
+
+    Attributes:
+        gating_is_fused: whether one operator gates and reroutes here (`fused_gating`).
     """
 
     def __init__(self, name: str, index: int, runner: MoERunner, vllm_config: VllmConfig) -> None:
@@ -38,6 +42,7 @@ class VllmMoELayer:
         self._refuse_unknown_forms()
         # what staging copies start from: the layer as it was before its weights moved
         self._pristine = copy.copy(self._experts)
+        self.gating_is_fused = False
 
     @property
     def max_rows(self) -> int | None:
@@ -64,14 +69,25 @@ class VllmMoELayer:
         """`MoELayerPort.rebind`: the Parameter object stays, its storage changes."""
         getattr(self._experts, name).data = tensor
 
-    def insert_rerouting(self, reroute: Reroute) -> None:
-        """`MoELayerPort.insert_rerouting`: after gating and the conversion of ids, on this router instance only."""
+    def insert_routing(self, routing: Routing) -> None:
+        """`MoELayerPort.insert_routing`, on this router instance only: after gating and the conversion of ids, or all
+        in one operator where that has vLLM's own answers."""
         router: Any = self._runner.router
         gate = router._select_experts
+        device = self._experts.w13_weight.device
+        fused = fusable_gating(router, self.num_experts, device, self._experts.params_dtype)
+        self.gating_is_fused = fused is not None
 
-        def select_experts(*args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
-            weights, ids = gate(*args, **kwargs)
-            return weights, reroute(ids)
+        def select_experts(
+            hidden_states: torch.Tensor,
+            router_logits: torch.Tensor,
+            topk_indices_dtype: torch.dtype | None = None,
+            **others: Any,
+        ) -> tuple[torch.Tensor, torch.Tensor]:
+            if fused is not None and router.capture_fn is None and topk_indices_dtype in (None, torch.int32):
+                return routing.gate(router_logits, fused)
+            weights, ids = gate(hidden_states, router_logits, topk_indices_dtype, **others)
+            return weights, routing.reroute(ids)
 
         router._select_experts = select_experts
 

@@ -1,14 +1,19 @@
-"""The reference of ``gating_reroute`` against the routers of transformers, and against a loop that sorts by hand."""
+"""``gating_reroute``: reference and CPU kernel against routers of transformers, a loop that sorts, and each other."""
 
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import transformers
-from hypothesis import given
+from fixtures.gating_cases import GatingCase, Operator, check_gating, gating_cases
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2TopkRouter
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
@@ -16,7 +21,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 from transformers.models.olmoe.modeling_olmoe import OlmoeTopKRouter
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
-import weave_ops  # noqa: F401
+from weave_ops import gating_reference
 
 HIDDEN, TOKENS = 32, 257
 PLAIN = {
@@ -29,15 +34,27 @@ PLAIN = {
 }
 
 
-def gate(logits: torch.Tensor, top_k: int, slots: torch.Tensor | None = None, table: Any = None, **how: Any) -> Any:
-    how = PLAIN | how
-    experts = logits.shape[-1]
-    slots = torch.zeros(logits.shape[0], dtype=torch.int32) if slots is None else slots
-    table = torch.arange(experts, dtype=torch.int32)[None] if table is None else table
-    return torch.ops.npu_weave.gating_reroute(
-        logits, how["correction_bias"], top_k, how["scoring"], how["renormalize"], how["n_group"], how["topk_group"],
-        how["scale"], slots, table,
-    )  # fmt: skip
+Gate = Callable[..., Any]
+
+
+@pytest.fixture(scope="module", params=["reference", "kernel"])
+def gate(request: pytest.FixtureRequest) -> Gate:
+    """The operator with defaults for all but logits and top_k: one slot, whose rows are the expert ids."""
+    forms: dict[str, Operator] = {
+        "reference": gating_reference.gating_reroute,
+        "kernel": torch.ops.npu_weave.gating_reroute,
+    }
+
+    def call(logits: torch.Tensor, top_k: int, slots: torch.Tensor | None = None, table: Any = None, **how: Any) -> Any:
+        how = PLAIN | how
+        slots = torch.zeros(logits.shape[0], dtype=torch.int32) if slots is None else slots
+        table = torch.arange(logits.shape[-1], dtype=torch.int32)[None] if table is None else table
+        return forms[request.param](
+            logits, how["correction_bias"], top_k, how["scoring"], how["renormalize"], how["n_group"],
+            how["topk_group"], how["scale"], slots, table,
+        )  # fmt: skip
+
+    return call
 
 
 def deepseek_v2(method: str) -> tuple[Any, dict[str, Any]]:
@@ -84,7 +101,7 @@ ROUTERS = {
 
 
 @pytest.mark.parametrize("name", ROUTERS)
-def test_it_chooses_and_weighs_as_the_router_of_transformers(name: str) -> None:
+def test_it_chooses_and_weighs_as_the_router_of_transformers(gate: Gate, name: str) -> None:
     torch.manual_seed(0)
     router, how = ROUTERS[name]()
     torch.nn.init.normal_(router.weight)
@@ -120,7 +137,7 @@ def by_hand(
 
 
 @given(data=st.data())
-def test_every_setting_is_what_it_says(data: st.DataObject) -> None:
+def test_every_setting_is_what_it_says(gate: Gate, data: st.DataObject) -> None:
     """Logits are distinct eighths, far enough apart that float32 and float64 rank alike."""
     n_group = data.draw(st.sampled_from([1, 2, 4]))
     experts = n_group * data.draw(st.integers(2, 8))
@@ -142,14 +159,14 @@ def test_every_setting_is_what_it_says(data: st.DataObject) -> None:
     torch.testing.assert_close(weights[0].double(), 2 * torch.tensor(expected, dtype=torch.float64), rtol=2e-6, atol=0)
 
 
-def test_of_equal_scores_the_lower_id_comes_first_also_between_groups() -> None:
+def test_of_equal_scores_the_lower_id_comes_first_also_between_groups(gate: Gate) -> None:
     assert gate(torch.zeros(1, 12), 5)[1].tolist() == [[0, 1, 2, 3, 4]]
     assert gate(torch.zeros(1, 12), 5, n_group=4, topk_group=2)[1].tolist() == [[0, 1, 2, 3, 4]]
     tied = torch.tensor([[1.0, 3.0, 2.0, 3.0, 2.0, 0.0]])
     assert gate(tied, 4)[1].tolist() == [[1, 3, 2, 4]]
 
 
-def test_nan_and_infinite_logits() -> None:
+def test_nan_and_infinite_logits(gate: Gate) -> None:
     nan, inf = float("nan"), float("inf")
     logits = torch.tensor([[0.0, nan, 1.0, 2.0], [0.0, inf, 1.0, 2.0], [0.0, -inf, 1.0, 2.0]])
     weights, ids = gate(logits, 2)
@@ -162,14 +179,14 @@ def test_nan_and_infinite_logits() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("experts", [64, 512])
-def test_logits_of_any_dtype_and_stride_count_as_float32(dtype: torch.dtype, experts: int) -> None:
+def test_logits_of_any_dtype_and_stride_count_as_float32(gate: Gate, dtype: torch.dtype, experts: int) -> None:
     logits = torch.randn(experts, 33).to(dtype).t()
     weights, ids = gate(logits, 16)
     again, same = gate(logits.float().contiguous(), 16)
     assert torch.equal(weights, again) and torch.equal(ids, same)
 
 
-def test_an_empty_batch() -> None:
+def test_an_empty_batch(gate: Gate) -> None:
     weights, ids = gate(torch.empty(0, 8), 2)
     assert (weights.shape, ids.shape) == ((0, 2), (0, 2))
 
@@ -194,7 +211,7 @@ def test_an_empty_batch() -> None:
     ],
     ids=str,
 )
-def test_what_does_not_fit_together_is_refused(how: dict[str, Any], error: type[Exception]) -> None:
+def test_what_does_not_fit_together_is_refused(gate: Gate, how: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error, match="reroute"):
         gate(**{"logits": torch.zeros(2, 8), "top_k": 2} | how)
 
@@ -206,3 +223,57 @@ def test_shapes_and_dtypes_are_known_without_values() -> None:
     torch.library.opcheck(
         torch.ops.npu_weave.gating_reroute.default, (logits, None, 4, "softmax", True, 1, 1, 1.0, slots, table)
     )
+
+
+@settings(max_examples=300, deadline=None)
+@given(case=gating_cases())
+def test_the_kernel_answers_as_the_reference(case: GatingCase) -> None:
+    check_gating(case, torch.ops.npu_weave.gating_reroute)
+
+
+CAPABILITIES = {"default": "DEFAULT", "avx2": "AVX2", "avx512": "AVX512"}
+EVERY_CAPABILITY = """
+import sys, torch
+from hypothesis import given, settings
+sys.path.insert(0, sys.argv[1])
+from fixtures.gating_cases import check_gating, gating_cases
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(case=gating_cases())
+def check(case):
+    check_gating(case, torch.ops.npu_weave.gating_reroute)
+
+check()
+print(torch.backends.cpu.get_cpu_capability())
+"""
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_every_instruction_set_answers_as_the_reference(capability: str) -> None:
+    """Each in a process of its own; where the processor lacks one, torch says what it takes instead."""
+    done = subprocess.run(
+        [sys.executable, "-c", EVERY_CAPABILITY, os.path.dirname(os.path.dirname(__file__))],
+        env=os.environ | {"ATEN_CPU_CAPABILITY": capability}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    order = list(CAPABILITIES.values())
+    best = torch.backends.cpu.get_cpu_capability()
+    assert done.stdout.split()[-1] == min(CAPABILITIES[capability], best, key=order.index)
+
+
+def test_many_tokens_on_several_threads() -> None:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        generator = torch.Generator().manual_seed(7)
+        logits = torch.randn(20_000, 64, generator=generator)
+        slots = torch.randint(0, 21, (20_000,), generator=generator, dtype=torch.int32)
+        table = torch.randint(0, 400, (21, 64), generator=generator, dtype=torch.int32)
+        check_gating(
+            GatingCase(logits, None, 6, "softmax", True, 1, 1, 1.0, slots, table), torch.ops.npu_weave.gating_reroute
+        )
+        slots[19_999] = slots[15_234] = 21
+        with pytest.raises(IndexError, match="token 15234 has slot 21"):
+            torch.ops.npu_weave.gating_reroute(logits, None, 6, "softmax", True, 1, 1, 1.0, slots, table)
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,48 @@
+"""Where the tokens of a step go in one layer: by the slot of each, to base or adapter rows."""
+
+from __future__ import annotations
+
+import torch
+
+import weave_ops  # noqa: F401  (registers torch.ops.npu_weave)
+from npu_weave.errors import IntegrityError
+from npu_weave.experts.gating import Gating
+from npu_weave.experts.layer import ExpertLayer
+from npu_weave.experts.token_slots import TokenSlots
+
+
+class LayerRouting:
+    """`Routing` of one layer, which it does not hold anything of but its expert map."""
+
+    def __init__(self, layer: ExpertLayer, token_slots: TokenSlots) -> None:
+        self._layer = layer
+        self._token_slots = token_slots
+
+    def reroute(self, ids: torch.Tensor) -> torch.Tensor:
+        """Expert ids int32 or int64 ``[tokens, top_k]`` to rows, same shape and dtype.
+
+        Raises:
+            IntegrityError: TOKENS_MISALIGNED.
+        """
+        self._check(ids.shape[0])
+        rows: torch.Tensor = torch.ops.npu_weave.reroute(ids, self._token_slots.buffer, self._layer.map.table)
+        return rows
+
+    def gate(self, logits: torch.Tensor, gating: Gating) -> tuple[torch.Tensor, torch.Tensor]:
+        """Choose experts by `logits` ``[tokens, num_experts]`` and reroute them, in one operator: weights and rows.
+
+        Raises:
+            IntegrityError: TOKENS_MISALIGNED.
+        """
+        self._check(logits.shape[0])
+        return gating.gate(logits, self._token_slots.buffer, self._layer.map.table)
+
+    def _check(self, tokens: int) -> None:
+        if tokens < self._token_slots.used:
+            raise IntegrityError(
+                "TOKENS_MISALIGNED",
+                self._layer.name,
+                expected=f"at least {self._token_slots.used} tokens, those of the step",
+                got=f"{tokens}",
+                remedy="report this with the engine's settings: something split the step's tokens",
+            )
