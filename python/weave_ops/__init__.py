@@ -12,6 +12,6 @@ One schema an operator (`schema`), one meaning (`reference`), several backends, 
 
 import torch  # noqa: F401  (its libraries must be loaded before the extension that is linked to them)
 
-from weave_ops import _C, meta, schema
+from weave_ops import _C, meta, schema, triton
 
-__all__ = ["_C", "meta", "schema"]
+__all__ = ["_C", "meta", "schema", "triton"]

@@ -10,7 +10,8 @@
     - returns: contiguous ``[T, K]`` of the dtype of topk_ids; a new tensor.
 
     Raises TypeError for a wrong dtype, ValueError for a wrong shape, and on the CPU IndexError, naming the first such
-    token, for a slot or an id outside of expert_map: wrong routing is never served.
+    token, for a slot or an id outside of expert_map: wrong routing is never served. A GPU cannot raise: there such a
+    token gets -1, which is no row, for all its ids, and NaN for all its weights.
 
 ``reroute_(Tensor(a!) topk_ids, Tensor token_slots, Tensor expert_map) -> ()``
     The same, written over topk_ids, which a refused call leaves as it was. It returns nothing, because torch.compile
