@@ -25,7 +25,7 @@ class Gating:
         self, logits: torch.Tensor, token_slots: torch.Tensor, expert_map: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """``gating_reroute``: weights float32 and rows int32, ``[tokens, top_k]`` each."""
-        weights, rows = torch.ops.npu_weave.gating_reroute(
+        weights, rows = torch.ops.npu_weave.gating_reroute.default(
             logits,
             self.correction_bias,
             self.top_k,

@@ -25,7 +25,7 @@ class LayerRouting:
             IntegrityError: TOKENS_MISALIGNED.
         """
         self._check(ids.shape[0])
-        rows: torch.Tensor = torch.ops.npu_weave.reroute(ids, self._token_slots.buffer, self._layer.map.table)
+        rows: torch.Tensor = torch.ops.npu_weave.reroute.default(ids, self._token_slots.buffer, self._layer.map.table)
         return rows
 
     def gate(self, logits: torch.Tensor, gating: Gating) -> tuple[torch.Tensor, torch.Tensor]:

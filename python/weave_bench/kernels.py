@@ -27,8 +27,8 @@ TOKENS = (1, 16, 256, 1024, 4096, 16384, 65536)
 EXPERTS = (64, 128, 256)
 TOP_K = 8
 SLOTS = 21
-TURN_SECONDS = 0.02
-"""Calls are repeated within a turn until about this much has passed."""
+TURN_SECONDS = 0.1
+"""All turns of one way together take about this long, or a call each."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def separate(step: Step, ids: torch.Tensor) -> torch.Tensor:
 
 def fused(step: Step) -> tuple[torch.Tensor, torch.Tensor]:
     """All of it in one operator."""
-    weights, rows = torch.ops.npu_weave.gating_reroute(
+    weights, rows = torch.ops.npu_weave.gating_reroute.default(
         step.logits, None, TOP_K, "softmax", True, 1, 1, 1.0, step.token_slots, step.expert_map
     )
     return weights, rows
@@ -83,7 +83,7 @@ def fused(step: Step) -> tuple[torch.Tensor, torch.Tensor]:
 
 def rerouting(step: Step, ids: torch.Tensor) -> torch.Tensor:
     """The rerouting operator."""
-    rows: torch.Tensor = torch.ops.npu_weave.reroute(ids, step.token_slots, step.expert_map)
+    rows: torch.Tensor = torch.ops.npu_weave.reroute.default(ids, step.token_slots, step.expert_map)
     return rows
 
 

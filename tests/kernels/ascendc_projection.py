@@ -12,11 +12,13 @@ include the lookup of the rows that the fused operator does besides (`Index`: 47
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from fixtures.gating_cases import GatingCase
-from kernels.test_ascendc_kernels import case_of, launch_gating
+from emulation.ascendc.launch import CoreCounters, reads, writes
+from kernels.ascendc_tiling import tile_reroute
+from kernels.test_ascendc_kernels import case_of, kernels, launch_gating, random_ints
 from rich.console import Console
 from rich.table import Table
 
@@ -47,10 +49,8 @@ class Projected(NamedTuple):
     copying: float
 
 
-def project(case: GatingCase, tokens: int) -> Projected:
-    """For `tokens` tokens on all cores; `case` is one core's share."""
-    share = len(case.logits)
-    core = launch_gating(case, 1)[3][0]
+def project(core: CoreCounters, share: int, tokens: int) -> Projected:
+    """For `tokens` tokens on all cores, from what one core executed for its share of them."""
     counts = {api: count for api, count in core.apis.items() if api not in NOT_COMPUTING}
     instructions = sum(count[0] for count in counts.values())
     repeats = sum(count[1] for count in counts.values())
@@ -65,33 +65,46 @@ def project(case: GatingCase, tokens: int) -> Projected:
     )
 
 
-def share_of(tokens: int, experts: int, top_k: int, **how: object) -> GatingCase:
-    """The tokens of one core, 20 adapters."""
-    return case_of(math.ceil(tokens / CORES), experts, top_k, 21, torch.bfloat16, **how)  # type: ignore[arg-type]
+def gating(tokens: int, experts: int, top_k: int, **how: object) -> Projected:
+    """gating_reroute with 20 adapters and bfloat16 logits."""
+    share = math.ceil(tokens / CORES)
+    case = case_of(share, experts, top_k, 21, torch.bfloat16, **how)  # type: ignore[arg-type]
+    return project(launch_gating(case, 1)[3][0], share, tokens)
 
 
-SHAPES: dict[str, tuple[int, int, int, dict[str, object], float | None]] = {
-    "softmax, M=64, K=6": (65536, 64, 6, {}, None),
-    "softmax, M=128, K=8": (65536, 128, 8, {}, 1220.0),
-    "softmax, M=256, K=8": (65536, 256, 8, {}, None),
-    "sigmoid, bias, groups, M=256, K=8": (
-        65536, 256, 8, {"scoring": "sigmoid", "biased": True, "groups": (8, 4), "scale": 2.5}, 2067.0,
-    ),
-    "softmax, M=512, K=10": (16384, 512, 10, {}, 535.0),
-}  # fmt: skip
-"""Tokens, experts, top_k, settings; and the measured time of MoeGatingTopK at that shape, whose settings are not
-recorded: that they are these is an assumption."""
+def rerouting(tokens: int, experts: int, top_k: int) -> Projected:
+    """reroute with 20 adapters and int32 ids."""
+    share = math.ceil(tokens / CORES)
+    ids, slots = random_ints(experts, share, top_k), random_ints(21, share, seed=1)
+    tiling = tile_reroute(share, top_k, 21, experts, cores=1)
+    out = torch.empty_like(ids)
+    table = random_ints(1000, 21, experts, seed=2)
+    core = kernels("reroute").launch("weave_reroute", 1, reads(ids), reads(slots), reads(table), writes(out), tiling)[0]
+    return project(core, share, tokens)
+
+
+V3 = {"scoring": "sigmoid", "biased": True, "groups": (8, 4), "scale": 2.5}
+SHAPES: dict[str, tuple[Callable[[int], Projected], int, float | None]] = {
+    "gating, softmax, M=64, K=6": (lambda tokens: gating(tokens, 64, 6), 65536, None),
+    "gating, softmax, M=128, K=8": (lambda tokens: gating(tokens, 128, 8), 65536, 1220.0),
+    "gating, softmax, M=256, K=8": (lambda tokens: gating(tokens, 256, 8), 65536, None),
+    "gating, DeepSeek-V3's, M=256, K=8": (lambda tokens: gating(tokens, 256, 8, **V3), 65536, 2067.0),
+    "gating, softmax, M=512, K=10": (lambda tokens: gating(tokens, 512, 10), 16384, 535.0),
+    "rerouting alone, M=256, K=8": (lambda tokens: rerouting(tokens, 256, 8), 57360, 478.0),
+}
+"""What is projected, for how many tokens; and the measured time of MoeGatingTopK at that shape, for rerouting of Index.
+MoeGatingTopK's settings are not recorded: that they are these is an assumption."""
 
 
 def main() -> None:
     """Count, project, print."""
-    table = Table(title="AscendC gating_reroute: counted under emulation; times are a PROJECTION for a 910B4")
+    table = Table(title="AscendC kernels: counted under emulation; times are a PROJECTION for a 910B4")
     table.add_column("")
     for column in ("T", "instructions", "repeats", "bytes", "computing us", "copying us", "projected us"):
         table.add_column(column, justify="right")
-    table.add_column("stock gating, measured us", justify="right")
-    for title, (tokens, experts, top_k, how, measured) in SHAPES.items():
-        found = project(share_of(tokens, experts, top_k, **how), tokens)
+    table.add_column("stock, measured us", justify="right")
+    for title, (projected, tokens, measured) in SHAPES.items():
+        found = projected(tokens)
         table.add_row(
             title,
             str(tokens),

@@ -139,6 +139,19 @@ def test_a_pipeline_with_one_step_wrong_is_refused(pipeline: EmulatedKernels, fa
         pipeline.launch(fault, 2, reads(torch.randn(count)), writes(torch.empty(count)), ctypes.c_uint32(count))
 
 
+def test_a_core_may_not_read_what_another_one_writes(pipeline: EmulatedKernels) -> None:
+    """The output one element before the input: a tile's last input is the first output of the next tile."""
+
+    def launch(cores: int, memory: torch.Tensor) -> None:
+        pipeline.launch("correct", cores, updates(memory[1:]), updates(memory[:-1]), ctypes.c_uint32(300))
+
+    numbers, memory = torch.randn(301), torch.empty(301)
+    launch(1, memory.copy_(numbers))
+    assert torch.equal(memory[:-1], (numbers[1:] + 1) * 2)
+    with pytest.raises(Violation, match=r"launch: global memory: race between cores: .*cores \d and \d at byte 252 "):
+        launch(2, memory.copy_(numbers))
+
+
 def test_every_fault_of_the_pipeline_has_its_refusal() -> None:
     assert {*CORRECT, *PIPELINE_FAULTS} == set(build.kernel_names(PROBES / "pipeline.cpp"))
 
