@@ -27,5 +27,5 @@ echo "== clang-format --dry-run -Werror (csrc)"
 find csrc -type f \( -name '*.cpp' -o -name '*.cc' -o -name '*.h' -o -name '*.hpp' \) -print0 |
     xargs -0 -r clang-format --dry-run -Werror
 # two at a time, a file to one process: most tests wait for an engine that starts on one core; engines first, as these
-# files take longest
-check pytest -n 2 --dist loadfile --no-loadscope-reorder
+# files take longest. One thread each: the threads of two processes on two cores wait for one another most of the time
+OMP_NUM_THREADS=1 check pytest -n 2 --dist loadfile --no-loadscope-reorder
