@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <atomic>
 #include <cstdint>
 
 namespace weave::cpu {
@@ -29,6 +30,24 @@ inline void check_routing(const at::Tensor& token_slots, const at::Tensor& exper
   TORCH_CHECK_VALUE(token_slots.size(0) >= tokens, op, ": token_slots must have at least one entry for each of the ",
                     tokens, " tokens, got ", token_slots.size(0));
 }
+
+// The first of the tokens that threads could not serve.
+class FirstBad {
+ public:
+  explicit FirstBad(std::int64_t tokens) : first_(tokens) {}
+
+  void note(std::int64_t token) {
+    std::int64_t seen = first_.load();
+    while (token < seen && !first_.compare_exchange_weak(seen, token)) {
+    }
+  }
+
+  // The number of tokens where all were served.
+  std::int64_t token() const { return first_.load(); }
+
+ private:
+  std::atomic<std::int64_t> first_;
+};
 
 // Rows of an expert map by token. Holds no reference to the tensors.
 struct ExpertMap {

@@ -4,7 +4,6 @@
 #include <ATen/ops/empty.h>
 
 #include <algorithm>
-#include <atomic>
 #include <limits>
 #include <vector>
 
@@ -137,17 +136,15 @@ Vectors<Floats> padded(const at::Tensor& bias, std::int64_t vectors) {
 template <typename Logit>
 void run(const Gating& how, const Call<Logit>& call, std::int64_t tokens) {
   const Serve<Logit> serve_tokens = fastest<Logit>();
-  std::atomic<std::int64_t> first_bad{tokens};
+  FirstBad bad(tokens);
   const std::int64_t grain = std::max<std::int64_t>(1, kGrainLogits / how.experts);
   at::parallel_for(0, tokens, grain, [&](std::int64_t begin, std::int64_t end) {
     const std::int64_t stopped = serve_tokens(how, call, begin, end);
-    std::int64_t seen = first_bad.load();
-    while (stopped < end && stopped < seen && !first_bad.compare_exchange_weak(seen, stopped)) {
-    }
+    if (stopped < end) bad.note(stopped);
   });
-  TORCH_CHECK_INDEX(first_bad == tokens, "gating_reroute: token ", first_bad.load(), " has slot ",
-                    call.map.slot(std::min<std::int64_t>(first_bad, tokens - 1)),
-                    ", but expert_map has the slots 0 to ", call.map.slots - 1);
+  TORCH_CHECK_INDEX(bad.token() == tokens, "gating_reroute: token ", bad.token(), " has slot ",
+                    call.map.slot(std::min(bad.token(), tokens - 1)), ", but expert_map has the slots 0 to ",
+                    call.map.slots - 1);
 }
 
 }  // namespace

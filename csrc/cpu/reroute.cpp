@@ -63,18 +63,15 @@ ExpertMap check(const at::Tensor& topk_ids, const at::Tensor& token_slots, const
 template <typename Body>
 std::int64_t for_each_token(const at::Tensor& topk_ids, const ExpertMap& map, const Body& body) {
   const std::int64_t tokens = topk_ids.size(0);
-  std::atomic<std::int64_t> first_bad{tokens};
+  FirstBad bad(tokens);
   at::parallel_for(0, tokens, grain(topk_ids.size(1)), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t token = begin; token < end; ++token) {
       const std::int32_t* row = map.row(token);
       if (row != nullptr && body(token, row)) continue;
-      std::int64_t seen = first_bad.load();
-      while (token < seen && !first_bad.compare_exchange_weak(seen, token)) {
-      }
-      return;
+      return bad.note(token);
     }
   });
-  return first_bad < tokens ? first_bad.load() : -1;
+  return bad.token() < tokens ? bad.token() : -1;
 }
 
 template <typename Id>
