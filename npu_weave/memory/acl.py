@@ -30,6 +30,11 @@ class AclDriver(NativeDriver):
             "install CANN and source its set_env.sh, and check that npu-smi info lists the NPU",
         )
 
+    def fence(self) -> None:
+        """See `Driver.fence`. Work that torch_npu has queued on the host and not yet given to the device counts too."""
+        npu_tensor.empty_task_queue()
+        super().fence()
+
     def _tensor(self, address: int, nbytes: int, owner: object) -> torch.Tensor:
         made = _C.npu_memory_tensor(address, nbytes, owner, self.device)
         return npu_tensor.from_pointer(address, nbytes, owner, self.device) if made is None else made

@@ -65,6 +65,14 @@ def check_seated(declared: torch.Tensor, memory: torch.Tensor) -> None:
         )
 
 
+def empty_task_queue() -> None:
+    """Waits until torch_npu has launched all it was asked for and the device has done it.
+
+    torch_npu launches from a thread of its own; the runtime's own synchronisation does not know what waits there.
+    """
+    _torch_npu().npu.synchronize()
+
+
 def check_packing(device: torch.device) -> None:
     """Compares `fractal_nz.pack` with the device's own cast of a small matrix; for the start of an engine.
 

@@ -263,3 +263,32 @@ def test_a_kernel_over_a_row_without_memory_is_a_device_error() -> None:
     )
     assert done.returncode != 0 and done.stdout == "mapped\n", done.stdout
     assert "507015" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("fence", "expected"), [("super(AclDriver, driver).fence()", "507015"), ("driver.fence()", "0")]
+)
+def test_a_fence_waits_for_what_torch_npu_has_not_launched_yet(fence: str, expected: str) -> None:
+    """The thread that launches is far behind when the page goes away; the runtime alone knows nothing of it."""
+    done = run(
+        f"""
+        from npu_weave.memory import AclDriver
+        driver = AclDriver(0)
+        page = driver.granularity
+        base, handle = driver.reserve(page), driver.create_page()
+        driver.map(base, handle)
+        little = driver.tensor(base, page, driver)[:16]
+        for _ in range(5):
+            little.fill_(1)
+        {fence}
+        driver.unmap(base)
+        try:
+            acl.synchronize(); torch.npu.synchronize(); print(0)
+        except Exception as error:
+            print("507015" if "507015" in str(error) else error)
+        import os; os._exit(0)
+        """,
+        torch=True,
+        launch_delay_us=100_000,
+    )
+    assert done.stdout.split() == [expected], done.stderr

@@ -1,10 +1,13 @@
 #include <ATen/Parallel.h>
 
+#include <chrono>
 #include <cstdio>
 #include <memory>
+#include <thread>
 
 #include "operator.h"
 #include "place.h"
+#include "settings.h"
 #include "stream.h"
 
 namespace cann {
@@ -31,6 +34,7 @@ aclError answer_or_fault(const char* name, const std::function<void()>& body) {
 
 aclError launch(const char* name, aclOpExecutor* executor, aclrtStream handle) {
   const std::shared_ptr<aclOpExecutor> planned(executor);
+  std::this_thread::sleep_for(std::chrono::microseconds(settings().launch_delay_us));
   const auto enqueue = [&] {
     const auto stream = stream_of(handle);
     for (const void* address : planned->addresses) check_place(address, stream->device);

@@ -30,6 +30,7 @@ const Settings& settings() {
       .devices = static_cast<int32_t>(number("EMULATED_CANN_DEVICES", "2", 1, 64)),
       .memory_bytes = static_cast<size_t>(number("EMULATED_CANN_MEMORY_BYTES", "4294967296", 1, int64_t{1} << 46)),
       .task_delay_us = number("EMULATED_CANN_TASK_DELAY_US", "0", 0, 10'000'000),
+      .launch_delay_us = number("EMULATED_CANN_LAUNCH_DELAY_US", "0", 0, 10'000'000),
       .trace = number("EMULATED_CANN_TRACE", "0", 0, 1) == 1,
       .statistics = number("EMULATED_CANN_STATISTICS", "0", 0, 1) == 1,
       .fail = variable("EMULATED_CANN_FAIL", ""),
