@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from npu_weave.errors import CapacityError, IntegrityError
@@ -103,28 +104,31 @@ class ExpertBank:
             CapacityError: ROWS_EXHAUSTED or MEMORY_EXHAUSTED.
         """
         known = list(adapters)
-        worst: dict[int, int] = {}
-        for index, layer in self.layers.items():
-            tuned = [layer.contents(adapter.layers[index]) for adapter in known if index in adapter.layers]
-            worst[index] = most_rows(tuned, self.slots)
-            if worst[index] > layer.rows.count:
-                raise CapacityError(
-                    "ROWS_EXHAUSTED",
-                    f"{thing}, {layer.name}",
-                    expected=f"at most {layer.rows.count} adapter rows for the {self.slots} largest adapters at once",
-                    got=f"{worst[index]}",
-                    remedy="raise npu_weave.adapter_rows, lower --max-loras, or unload an adapter",
-                )
-        if self.pool.limit_pages is None:
+        pages: Counter[int] = Counter()
+        for layer in self.layers.values():
+            tuned = [adapter.layers[layer.index] for adapter in known if layer.index in adapter.layers]
+            # of every rank, so that all of them decide alike
+            for rank in range(layer.placement.ranks):
+                rows = most_rows([layer.contents_on(rank, packed) for packed in tuned], self.slots)
+                pages[rank] += layer.pages_bound(rows)
+                if rows > layer.rows.count:
+                    raise CapacityError(
+                        "ROWS_EXHAUSTED",
+                        f"{thing}, {layer.name}",
+                        expected=f"at most {layer.rows.count} adapter rows for the {self.slots} largest at once",
+                        got=f"{rows}",
+                        remedy="raise npu_weave.adapter_rows, lower --max-loras, or unload an adapter",
+                    )
+        if self.pool.limit_pages is None or not pages:
             return
-        pages = sum(self.layers[index].pages_bound(rows) for index, rows in worst.items())
+        most = max(pages.values())
         free = self.pool.limit_pages - self.base_pages
-        if pages > free:
+        if most > free:
             raise CapacityError(
                 "MEMORY_EXHAUSTED",
                 thing,
                 expected=f"at most {free * self.pool.driver.granularity} bytes for the adapters in {self.slots} slots",
-                got=f"{pages * self.pool.driver.granularity}",
+                got=f"{most * self.pool.driver.granularity}",
                 remedy="raise npu_weave.adapter_memory, lower --max-loras, or unload an adapter",
             )
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from weakref import WeakKeyDictionary
 
 from npu_weave.errors import DriverError, IntegrityError
 from npu_weave.experts.expert_map import ExpertMap
 from npu_weave.experts.packed import PackedLayer
+from npu_weave.experts.placement import ONE_RANK, ExpertPlacement
 from npu_weave.experts.port import MoELayerPort
 from npu_weave.experts.prepared import RowCopy, row_content, row_copies
 from npu_weave.experts.row_users import RowUsers
-from npu_weave.experts.rows import RowAllocator
+from npu_weave.experts.rows import RankedRows
 from npu_weave.memory.pool import PagePool
 from npu_weave.memory.row_bytes import same_bits
 from npu_weave.memory.virtual_tensor import VirtualTensor
@@ -25,17 +26,21 @@ logger = logging.getLogger(__name__)
 class ExpertLayer:
     """The expert weights of one layer, base and adapters, in virtual tensors of the same row numbering.
 
-    Rows ``0 ... num_experts - 1`` are the base experts, mapped for good; the rest belong to the row allocator.
+    Rows are numbered over all ranks of expert parallelism (`ExpertPlacement`); only this rank's have memory here. The
+    first of each rank are its base experts, mapped for good; the rest belong to the row allocator, which accounts for
+    every rank's rows, so that all ranks agree on the map.
     Construction moves the engine's weights into the virtual tensors and rebinds its parameters to them; when it fails,
     the parameters are as before and every page is back in the pool.
 
-    Experts with equal content, in whichever slots, share one row: it is copied once and unmapped with its last user.
+    Experts with equal content on one rank, in whichever slots, share one row: it is copied once and unmapped with its
+    last user.
 
     Args:
         port: the engine's layer. Its parameters are rebound.
         pool: where pages come from.
-        adapter_rows: rows beyond the base experts'.
+        adapter_rows: rows of each rank beyond its base experts'.
         slots: adapters on the device at once.
+        placement: where experts lie.
 
     Attributes:
         owned: slot -> for each of its experts, ascending, the row that serves it: the expert's own, or one shared with
@@ -50,17 +55,21 @@ class ExpertLayer:
         *,
         adapter_rows: int,
         slots: int,
+        placement: ExpertPlacement = ONE_RANK,
     ) -> None:
         self.index = port.index
         self.name = port.name
         self.num_experts = port.num_experts
-        self.rows = RowAllocator(port.num_experts, adapter_rows)
+        self.placement = placement
+        self.base_experts = placement.share(port.num_experts)
+        rows = self.base_experts + adapter_rows
+        self.rows = RankedRows(placement.ranks, rows, adapter_rows)
         self.users = RowUsers()
         self._page = pool.driver.granularity
         self.tensors: dict[str, VirtualTensor] = {}
-        self._move_in(port, pool, port.num_experts + adapter_rows)
+        self._move_in(port, pool, rows)
         device = next(iter(self.tensors.values())).tensor.device
-        self.map = ExpertMap(slots, port.num_experts, device)
+        self.map = ExpertMap(slots, placement.base_rows(port.num_experts, rows), device)
         self.owned: dict[int, list[int]] = {}
         self._unpublished: set[int] = set()
         self._stranded: list[list[int]] = []
@@ -69,19 +78,30 @@ class ExpertLayer:
     def contents(self, packed: PackedLayer) -> tuple[str, ...]:
         """For each expert of `packed` a name of its content. Found once.
 
-        Equal content has equal names in any adapter; by them experts share rows. Within one adapter no name stands
-        twice, the second expert with some content has another name than the first: a token's top-k ids are distinct,
-        kernels may rely on it, and so they stay after rerouting.
+        Equal content has equal names in any adapter, on the same rank; by them experts share rows. Within one adapter
+        no name stands twice, the second expert with some content has another name than the first: a token's top-k ids
+        are distinct, kernels may rely on it, and so they stay after rerouting.
         """
         names = self._contents.get(packed)
         if names is None:
             seen = Counter[str]()
             names = ()
-            for digest in packed.content_digests:
-                names += (f"{digest} {seen[digest]}",)
-                seen[digest] += 1
+            for rank, digest in zip(self.ranks_of(packed), packed.content_digests, strict=True):
+                content = f"{rank} {digest}"
+                names += (f"{content} {seen[content]}",)
+                seen[content] += 1
             self._contents[packed] = names
         return names
+
+    def contents_on(self, rank: int, packed: PackedLayer) -> list[str]:
+        """As `contents`, of the experts that lie on `rank`."""
+        return [
+            content for content, own in zip(self.contents(packed), self.ranks_of(packed), strict=True) if own == rank
+        ]
+
+    def ranks_of(self, packed: PackedLayer) -> list[int]:
+        """For each expert of `packed` the rank that it lies on."""
+        return [self.placement.rank_of(expert, self.num_experts) for expert in packed.experts]
 
     def lease(self, slot: int, packed: PackedLayer, thing: str) -> list[RowCopy]:
         """Give every expert of `packed` a row for `slot`; nothing is copied or published yet.
@@ -94,18 +114,22 @@ class ExpertLayer:
         """
         if self._stranded:
             self._free([])
-        contents = self.contents(packed)
+        contents, ranks = self.contents(packed), self.ranks_of(packed)
         absent = {content: position for position, content in enumerate(contents) if self.users.row_of(content) is None}
-        fresh = self.rows.allocate(len(absent), f"{thing}, {self.name}")
+        fresh = self.rows.allocate([ranks[position] for position in absent.values()], f"{thing}, {self.name}")
+        experts = [packed.experts[position] for position in absent.values()]
         try:
+            here = [(row, expert) for row, expert in zip(self._local(fresh), experts, strict=True) if row is not None]
             for tensor in self.tensors.values():
-                tensor.map_rows(fresh)
+                tensor.map_rows([row for row, _ in here])
             copies = [
                 copy
                 for name, tensor in self.tensors.items()
-                for row, position in zip(fresh, absent.values(), strict=True)
+                for row, expert in here
                 for copy in row_copies(
-                    tensor.row_view(row), packed.weights[name][position], f"{self.name}.{name} row {row}"
+                    tensor.row_view(row),
+                    packed.weights[name][packed.position_of[expert]],
+                    f"{self.name}.{name} row {row}",
                 )
             ]
         except BaseException:
@@ -123,14 +147,16 @@ class ExpertLayer:
         return copies
 
     def verify(self, slot: int, packed: PackedLayer) -> None:
-        """Compare all rows that `slot` reaches, shared ones too, with `packed`, bit by bit.
+        """Compare all rows of this rank that `slot` reaches, shared ones too, with `packed`, bit by bit.
 
         Raises:
             IntegrityError: ROW_CONTENT, a row does not hold what was written.
         """
-        for position, (expert, row) in enumerate(zip(packed.experts, self.owned[slot], strict=True)):
+        for expert, row in zip(packed.experts, self._local(self.owned[slot]), strict=True):
+            if row is None:
+                continue
             for name, tensor in self.tensors.items():
-                if not same_bits(tensor.row_view(row), packed.weights[name][position]):
+                if not same_bits(tensor.row_view(row), packed.weights[name][packed.position_of[expert]]):
                     raise row_content(f"{self.name}.{name} row {row}", expert)
 
     def publish(self, slot: int, packed: PackedLayer) -> None:
@@ -152,8 +178,9 @@ class ExpertLayer:
             self._free([row for row in rows if self.users.drop(row)])
 
     def pages_bound(self, rows: int) -> int:
-        """Most pages that any `rows` adapter rows of this layer can need, however they lie."""
-        return sum(_pages_bound(tensor.row_bytes, self._page, self.rows, rows) for tensor in self.tensors.values())
+        """Most pages that any `rows` adapter rows of this layer on one rank can need, however they lie."""
+        first, count = self.base_experts, self.rows.count
+        return sum(_pages_bound(tensor.row_bytes, self._page, first, count, rows) for tensor in self.tensors.values())
 
     @property
     def reserved_bytes(self) -> int:
@@ -167,8 +194,13 @@ class ExpertLayer:
 
     @property
     def saved_rows(self) -> int:
-        """Experts in slots that need no row of their own, as another slot's serves them."""
-        return sum(map(len, self.owned.values())) - len(self.users.counts)
+        """Experts in slots that need no row of their own here, as another slot's serves them."""
+        return sum(self.used_here.values()) - len(self.used_here)
+
+    @property
+    def used_here(self) -> dict[int, int]:
+        """Adapter rows with memory of this rank -> how many experts of slots use each."""
+        return {row: count for row, count in self.users.counts.items() if self.rows.rank_of(row) == self.placement.rank}
 
     def check_integrity(self) -> None:
         """Check the map against rows and their counts, and these against allocator and mappings.
@@ -178,22 +210,24 @@ class ExpertLayer:
         """
         counts = self.users.counts
         stranded = [row for rows in self._stranded for row in rows]
-        needed = {*range(self.num_experts), *counts}
+        waiting = {row for row in self._local(stranded) if row is not None}
+        needed = {*range(self.base_experts), *(row for row in self._local(counts) if row is not None)}
         for name, tensor in self.tensors.items():
             tensor.check_integrity()
-            if tensor.mapped_rows - set(stranded) != needed:
+            if tensor.mapped_rows - waiting != needed:
                 raise _inconsistent(f"{self.name}.{name}", sorted(needed), sorted(tensor.mapped_rows))
         taken = [*counts, *stranded]
-        if len(taken) != len(set(taken)) or len(taken) + self.rows.free != self.rows.count or not self.users.agrees():
+        if len(taken) != len(set(taken)) or len(taken) + self.rows.free != self.rows.total or not self.users.agrees():
             raise _inconsistent(f"{self.name} rows", "each adapter row free, used or waiting", taken)
         reached: Counter[int] = Counter()
+        base = self.map.base.tolist()
         for slot, line in enumerate(self.map.table.tolist()):
             rows = dict(zip(self.map.rows_of(slot), self.owned.get(slot, []), strict=False))
-            meant = [rows.get(expert, expert) for expert in range(self.num_experts)]
+            meant = [rows.get(expert, row) for expert, row in enumerate(base)]
             if line != meant or len(set(line)) != len(line):
                 raise _inconsistent(f"{self.name} slot {slot}", f"{meant}, each row once", line)
             leased = self.owned[slot] if slot in self._unpublished else line
-            reached.update(row for row in leased if row >= self.num_experts)
+            reached.update(set(leased).difference(base))
         if reached != counts or not self.owned.keys() <= set(range(1, self.map.slots + 1)):
             raise _inconsistent(f"{self.name} users of rows", counts, dict(reached))
 
@@ -218,13 +252,19 @@ class ExpertLayer:
                 tensor.close()
             raise
 
+    def _local(self, rows: Iterable[int]) -> list[int | None]:
+        """For each of `rows` its place in this rank's tensors, or None for another rank's."""
+        first = self.placement.rank * self.rows.rows_per_rank
+        return [row - first if self.rows.rank_of(row) == self.placement.rank else None for row in rows]
+
     def _free(self, rows: list[int]) -> None:
         """Unmap and release `rows`, in whichever tensors they are mapped, and those that could not be before."""
         waiting, self._stranded = [*self._stranded, rows], []
         for freed in waiting:
+            here = [row for row in self._local(freed) if row is not None]
             try:
                 for tensor in self.tensors.values():
-                    tensor.unmap_rows(tensor.mapped_rows.intersection(freed))
+                    tensor.unmap_rows(tensor.mapped_rows.intersection(here))
             except (DriverError, IntegrityError) as error:  # IntegrityError: PAGE_LOST
                 logger.error("%s: rows %s stay mapped, to be freed later: %s", self.name, freed, error)
                 self._stranded.append(freed)
@@ -232,10 +272,9 @@ class ExpertLayer:
                 self.rows.release(freed)
 
 
-def _pages_bound(row_bytes: int, page: int, adapter: RowAllocator, rows: int) -> int:
+def _pages_bound(row_bytes: int, page: int, first: int, count: int, rows: int) -> int:
     # the page at the end of the base rows is there already
-    first, end = adapter.first * row_bytes, (adapter.first + adapter.count) * row_bytes
-    span = math.ceil(end / page) - math.ceil(first / page)
+    span = math.ceil((first + count) * row_bytes / page) - math.ceil(first * row_bytes / page)
     # rows start at multiples of the common divisor, at worst that far before the end of a page
     per_row = 1 + math.ceil((row_bytes - math.gcd(row_bytes, page)) / page)
     return min(rows * per_row, span)
@@ -253,7 +292,7 @@ def summary(layers: Mapping[int, ExpertLayer]) -> dict[str, int]:
         "reserved_bytes": sum(layer.reserved_bytes for layer in layers.values()),
         "mapped_bytes": sum(tensor.mapped_bytes for tensor in tensors),
         "exact_bytes": sum(len(tensor.mapped_rows) * tensor.row_bytes for tensor in tensors),
-        "shared_rows": sum(count > 1 for layer in layers.values() for count in layer.users.counts.values()),
+        "shared_rows": sum(count > 1 for layer in layers.values() for count in layer.used_here.values()),
         "saved_rows": sum(layer.saved_rows for layer in layers.values()),
         "saved_bytes": sum(layer.saved_rows * layer.row_bytes for layer in layers.values()),
     }

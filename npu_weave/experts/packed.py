@@ -15,17 +15,26 @@ class PackedLayer:
     """The experts one adapter tunes in one MoE layer.
 
     Attributes:
-        experts: base expert ids, ascending.
-        weights: for each expert parameter a tensor ``[len(experts), ...]`` in kernel layout, on the host.
+        experts: base expert ids, ascending, on whichever rank they lie.
+        weights: for each expert parameter a tensor ``[len(held), ...]`` in kernel layout, on the host; empty when
+            none is held.
         digests: for each expert the digest of what it was packed from, before any slicing for a rank
             (`adapters.digest.AdapterDigests`). Experts of one layer with equal digests must be packed to equal bytes.
             None: the packed bytes are hashed instead; slices can be equal on one rank and not on another, so ranks
             that must decide alike need digests.
+        held: those of `experts` whose weights are here; None: all. Needs digests.
     """
 
     experts: tuple[int, ...]
     weights: Mapping[str, torch.Tensor]
     digests: tuple[str, ...] | None = None
+    held: tuple[int, ...] | None = None
+
+    @cached_property
+    def position_of(self) -> Mapping[int, int]:
+        """Expert held here -> its place in `weights`."""
+        held = self.experts if self.held is None else self.held
+        return {expert: position for position, expert in enumerate(held)}
 
     @property
     def nbytes(self) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -11,11 +11,23 @@ from npu_weave.adapters.adapter import ExpertTensors
 from npu_weave.experts.gating import Gating
 
 
+class RowLimit(NamedTuple):
+    """The most rows that an engine's kernels serve correctly on one rank, and what sets that limit."""
+
+    rows: int
+    reason: str
+
+
 class Routing(Protocol):
     """Sends the tokens of the step in hand to rows of one layer."""
 
-    def reroute(self, ids: torch.Tensor) -> torch.Tensor:
-        """Maps ``topk_ids`` int32 or int64 ``[tokens, top_k]`` to rows, same shape and dtype."""
+    def reroute(self, ids: torch.Tensor, *, first: int = 0, of: int | None = None) -> torch.Tensor:
+        """Maps ``topk_ids`` int32 or int64 ``[tokens, top_k]`` to rows, same shape and dtype.
+
+        Args:
+            first, of: where the tokens are some of a step's only: the first of them, and how many the step has,
+                padding included.
+        """
 
     def gate(self, logits: torch.Tensor, gating: Gating) -> tuple[torch.Tensor, torch.Tensor]:
         """Chooses by ``[tokens, num_experts]`` and maps: weights float32 and rows int32, ``[tokens, top_k]`` each."""
@@ -28,7 +40,6 @@ class MoELayerPort(Protocol):
         index: layer index in the model.
         name: module path, for messages.
         num_experts: experts the router chooses from (M).
-        max_rows: most rows the engine's kernel addresses correctly, or None for no limit.
     """
 
     index: int
@@ -36,11 +47,13 @@ class MoELayerPort(Protocol):
     num_experts: int
 
     @property
-    def max_rows(self) -> int | None:
-        """See the class."""
+    def row_limit(self) -> RowLimit | None:
+        """The most rows of a rank; None for no limit."""
 
     def weights(self) -> Mapping[str, torch.Tensor]:
-        """The expert parameters by name, in kernel layout, ``[num_experts, ...]`` each."""
+        """The expert parameters by name, in kernel layout: ``[num_experts, ...]`` each, or this rank's share of them
+        (`ExpertPlacement`).
+        """
 
     def pack(self, experts: Sequence[ExpertTensors]) -> dict[str, torch.Tensor]:
         """Experts from checkpoint layout to kernel layout with the engine's own weight processing.

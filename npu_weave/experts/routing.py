@@ -18,14 +18,15 @@ class LayerRouting:
         self._layer = layer
         self._token_slots = token_slots
 
-    def reroute(self, ids: torch.Tensor) -> torch.Tensor:
-        """Expert ids int32 or int64 ``[tokens, top_k]`` to rows, same shape and dtype.
+    def reroute(self, ids: torch.Tensor, *, first: int = 0, of: int | None = None) -> torch.Tensor:
+        """`Routing.reroute`. No copy is made of the tokens' slots, so their address is that of the buffer.
 
         Raises:
             IntegrityError: TOKENS_MISALIGNED.
         """
-        self._check(ids.shape[0])
-        rows: torch.Tensor = torch.ops.npu_weave.reroute.default(ids, self._token_slots.buffer, self._layer.map.table)
+        self._check(ids.shape[0] if of is None else of)
+        slots = self._token_slots.buffer[first:]
+        rows: torch.Tensor = torch.ops.npu_weave.reroute.default(ids, slots, self._layer.map.table)
         return rows
 
     def gate(self, logits: torch.Tensor, gating: Gating) -> tuple[torch.Tensor, torch.Tensor]:

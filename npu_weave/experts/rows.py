@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 
 from npu_weave.errors import CapacityError, IntegrityError
 
@@ -24,12 +25,25 @@ class RowAllocator:
         """Number of free rows."""
         return len(self._free)
 
+    @property
+    def free_rows(self) -> list[int]:
+        """The free rows, ascending."""
+        return list(self._free)
+
     def allocate(self, count: int, thing: str) -> list[int]:
         """Take `count` rows, ascending. Mutates nothing when it fails.
 
         Raises:
             CapacityError: ROWS_EXHAUSTED, fewer than `count` rows are free.
         """
+        self.check_free(count, thing)
+        start = self._best_run(count)
+        rows = self._free[start : start + count]
+        del self._free[start : start + count]
+        return rows
+
+    def check_free(self, count: int, thing: str) -> None:
+        """Raises CapacityError ``ROWS_EXHAUSTED`` when fewer than `count` rows are free."""
         if count > self.free:
             raise CapacityError(
                 "ROWS_EXHAUSTED",
@@ -38,10 +52,6 @@ class RowAllocator:
                 got=f"{count} experts",
                 remedy="unload an adapter, lower --max-loras, or raise npu_weave.adapter_rows",
             )
-        start = self._best_run(count)
-        rows = self._free[start : start + count]
-        del self._free[start : start + count]
-        return rows
 
     def release(self, rows: Iterable[int]) -> None:
         """Give rows back.
@@ -73,3 +83,61 @@ class RowAllocator:
                 best, best_length = start, length
             start = index
         return best
+
+
+class RankedRows:
+    """The adapter rows of one layer on every rank; each rank keeps the same account of all.
+
+    Args:
+        ranks: ranks that share the layer's experts.
+        rows_per_rank: rows of each, base experts included.
+        count: adapter rows of each, its last.
+    """
+
+    def __init__(self, ranks: int, rows_per_rank: int, count: int) -> None:
+        self.count = count
+        self.rows_per_rank = rows_per_rank
+        self._ranks = [RowAllocator((rank + 1) * rows_per_rank - count, count) for rank in range(ranks)]
+
+    @property
+    def total(self) -> int:
+        """Adapter rows of all ranks."""
+        return self.count * len(self._ranks)
+
+    @property
+    def free(self) -> int:
+        """Free rows of all ranks."""
+        return sum(rows.free for rows in self._ranks)
+
+    @property
+    def free_rows(self) -> list[int]:
+        """The free rows of all ranks, ascending."""
+        return [row for rows in self._ranks for row in rows.free_rows]
+
+    def rank_of(self, row: int) -> int:
+        """The rank that has `row`."""
+        return row // self.rows_per_rank
+
+    def allocate(self, ranks: Sequence[int], thing: str) -> list[int]:
+        """A row on each of `ranks`, in their order. Mutates nothing when it fails.
+
+        Raises:
+            CapacityError: ROWS_EXHAUSTED.
+        """
+        counts = Counter(ranks)
+        for rank, count in counts.items():
+            self._ranks[rank].check_free(count, thing)
+        given = {rank: iter(self._ranks[rank].allocate(count, thing)) for rank, count in counts.items()}
+        return [next(given[rank]) for rank in ranks]
+
+    def release(self, rows: Iterable[int]) -> None:
+        """Give rows back.
+
+        Raises:
+            IntegrityError: ROW_NOT_ALLOCATED.
+        """
+        by_rank = defaultdict(list)
+        for row in rows:
+            by_rank[min(self.rank_of(row), len(self._ranks) - 1)].append(row)
+        for rank, own in by_rank.items():
+            self._ranks[rank].release(own)

@@ -138,7 +138,7 @@ def measure_footprint(source: FootprintSource, *, layers: int | None = None, pro
 class _BareLayer:
     """`MoELayerPort` of a layer that no engine runs: its weights have a shape and one value, and no memory."""
 
-    max_rows: int | None = None
+    row_limit: None = None
 
     def __init__(self, index: int, geometry: MoEGeometry) -> None:
         self.index = index

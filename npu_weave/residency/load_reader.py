@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-from npu_weave.adapters.adapter import open_adapter
+from npu_weave.adapters.adapter import ExpertTensors, open_adapter
 from npu_weave.adapters.geometry import MoEGeometry
 from npu_weave.adapters.paths import resolve_adapter_path
 from npu_weave.errors import AdapterError, WeaveError
 from npu_weave.experts.packed import PackedAdapter, PackedLayer
+from npu_weave.experts.placement import ONE_RANK, ExpertPlacement
 from npu_weave.experts.port import MoELayerPort
 from npu_weave.residency.expert_reads import ExpertReads
 from npu_weave.residency.load_identity import Identity, directory_identity
@@ -25,15 +26,19 @@ class AdapterReader:
         ports: Mapping[int, MoELayerPort],
         *,
         allowed_roots: Sequence[Path] | None = None,
+        placement: ExpertPlacement = ONE_RANK,
     ) -> None:
         self._geometry = geometry
         self._ports = ports
+        self._placement = placement
         self._allowed_roots = allowed_roots
 
     def read(
         self, name: str, path: str, digest: str, identity: Identity | None, cancelled: Callable[[], bool]
     ) -> PackedAdapter:
-        """Validate, read and pack the adapter at `path`; every byte is read once.
+        """Validate and read the adapter at `path`, every byte once, and pack what this rank holds.
+
+        What other ranks hold is read too: its digests decide which rows are shared there.
 
         Args:
             name: for messages.
@@ -59,13 +64,19 @@ class AdapterReader:
             following = iter(reads)
             for index, experts in adapter.experts.items():
                 tensors, digests = zip(*islice(following, len(experts)), strict=True)
-                layers[index] = PackedLayer(tuple(experts), self._ports[index].pack(tensors), digests)
+                layers[index] = self._pack(index, dict(zip(experts, tensors, strict=True)), digests)
                 reads.give_back(tensors)
             found = reads.digest
         if digest and found != digest:
             raise _changed(path, f"content {digest[:16]}", found[:16])
         self._check_state(real, identity)
         return PackedAdapter(name, found, layers)
+
+    def _pack(self, index: int, experts: Mapping[int, ExpertTensors], digests: tuple[str, ...]) -> PackedLayer:
+        port = self._ports[index]
+        held = self._placement.held(experts, port.num_experts)
+        weights = port.pack([experts[expert] for expert in held]) if held else {}
+        return PackedLayer(tuple(experts), weights, digests, held)
 
     def _check_state(self, path: Path, identity: Identity | None) -> None:
         if identity is not None and directory_identity(path) != identity:

@@ -38,7 +38,7 @@ class Geometry:
 class PlainLayer:
     """`MoELayerPort` over the tensors it is given."""
 
-    max_rows: int | None = None
+    row_limit: None = None
 
     def __init__(self, index: int, geometry: Geometry) -> None:
         self.index = index

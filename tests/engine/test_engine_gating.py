@@ -81,7 +81,7 @@ def test_tokens_go_to_the_rows_of_their_slots(
     router = router_of(layer)
     if fused:
         answer_as_the_operator(router, monkeypatch)
-    bank = build_bank([layer], WeaveConfig(adapter_rows=4), slots=2)
+    bank = build_bank([layer], WeaveConfig(adapter_rows=4), slots=2, device=torch.device("cpu"))
     table = bank.layers[layer.index].map.table
     table[2, [1, 5]] = torch.tensor([EXPERTS, EXPERTS + 3], dtype=torch.int32)
     slots = TokenSlots(2 * TOKENS, CPU)
@@ -104,7 +104,7 @@ def test_whoever_wants_to_see_the_ids_gets_the_routers(
     layer = find_moe_layers(*load(families("qwen3_moe", 2).base))[-1]
     router = router_of(layer)
     answer_as_the_operator(router, monkeypatch)
-    bank = build_bank([layer], WeaveConfig(adapter_rows=4), slots=2)
+    bank = build_bank([layer], WeaveConfig(adapter_rows=4), slots=2, device=torch.device("cpu"))
     bank.layers[layer.index].map.table[1] += 1
     slots = TokenSlots(2 * TOKENS, CPU)
     slots.fill_tokens(torch.ones(TOKENS, dtype=torch.int32).numpy())

@@ -34,7 +34,7 @@ def test_layers_are_found_in_order_with_their_limits(load: Load, family: TinyFam
     layers = find_moe_layers(*load(family.base))
     assert [layer.index for layer in layers] == list(range(LAYERS))
     assert {layer.num_experts for layer in layers} == {EXPERTS}
-    assert {layer.max_rows for layer in layers} == {2**31 // (2 * 64 * 128)}
+    assert {layer.row_limit.rows for layer in layers} == {2**31 // (2 * 64 * 128)}
 
 
 def test_packing_the_base_experts_gives_what_vllm_loaded(load: Load, family: TinyFamily) -> None:
@@ -97,6 +97,6 @@ def test_adapter_rows_beyond_the_kernel_are_refused(load: Load, family: TinyFami
     before = {name: weight.data_ptr() for name, weight in layers[0].weights().items()}
     assert choose_adapter_rows(layers, most, slots=2) == most
     with pytest.raises(ConfigError, match=f"at most {most}") as refused:
-        build_bank(layers, WeaveConfig(adapter_rows=most + 1), slots=2)
+        build_bank(layers, WeaveConfig(adapter_rows=most + 1), slots=2, device=torch.device("cpu"))
     assert (refused.value.code, refused.value.thing) == ("ROWS_BEYOND_KERNEL", "npu_weave.adapter_rows")
     assert {name: weight.data_ptr() for name, weight in layers[0].weights().items()} == before

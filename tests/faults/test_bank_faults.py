@@ -61,7 +61,7 @@ class Setting:
             self.driver.stats(),
             self.bank.memory(),
             (self.bank.pool.in_use, self.bank.pool.idle, set(self.bank._used)),
-            [(list(layer.rows._free), layer.users.counts, dict(layer.users._row_of)) for layer in layers],
+            [(layer.rows.free_rows, layer.users.counts, dict(layer.users._row_of)) for layer in layers],
             [(dict(layer.owned), list(layer._stranded), layer.map.table.tolist()) for layer in layers],
             [[layer.map.rows_of(slot) for slot in range(4)] for layer in layers],
             [

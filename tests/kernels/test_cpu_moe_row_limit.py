@@ -37,7 +37,7 @@ def test_limit_is_the_largest_row_whose_offset_fits_in_int32() -> None:
 
     layer = VllmMoELayer.__new__(VllmMoELayer)
     layer._experts = SimpleNamespace(w13_weight=torch.empty(64, 2 * INTERMEDIATE, HIDDEN, device="meta"))
-    assert layer.max_rows == LIMIT
+    assert layer.row_limit.rows == LIMIT
     elements = 2 * INTERMEDIATE * HIDDEN
     assert (LIMIT - 1) * elements < 2**31 <= LIMIT * elements
 

@@ -65,7 +65,7 @@ def stacked(layer: int, contents: Sequence[str]) -> dict[str, torch.Tensor]:
 class Port:
     """`MoELayerPort` of a layer whose base expert `j` has the content ``base j``."""
 
-    max_rows: int | None = None
+    row_limit: None = None
 
     def __init__(self, index: int) -> None:
         self.index, self.name, self.num_experts = index, f"layers.{index}", EXPERTS
@@ -315,7 +315,7 @@ class Sharing(RuleBasedStateMachine):
             self.driver.stats(),
             self.bank.memory(),
             (self.pool.in_use, self.pool.idle, set(self.bank._used)),
-            [(list(layer.rows._free), layer.users.counts, dict(layer.users._row_of)) for layer in layers],
+            [(layer.rows.free_rows, layer.users.counts, dict(layer.users._row_of)) for layer in layers],
             [(dict(layer.owned), list(layer._stranded), layer.map.table.tolist()) for layer in layers],
             [[layer.map.rows_of(slot) for slot in range(self.slots + 1)] for layer in layers],
             [

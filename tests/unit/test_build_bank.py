@@ -11,7 +11,7 @@ from npu_weave.adapters.adapter import ExpertTensors
 from npu_weave.config import WeaveConfig
 from npu_weave.engine.vllm.build import build_bank, choose_adapter_rows
 from npu_weave.errors import ConfigError
-from npu_weave.experts.port import Routing
+from npu_weave.experts.port import Routing, RowLimit
 
 pytestmark = pytest.mark.engine
 
@@ -26,7 +26,7 @@ class Port:
         self.index = index
         self.name = f"layer {index}"
         self.num_experts = num_experts
-        self.max_rows = max_rows
+        self.row_limit = None if max_rows is None else RowLimit(max_rows, "a limit of the test")
         self._weights = {"w13": torch.randn(num_experts, 8, 4), "w2": torch.randn(num_experts, 4, 4)}
 
     def weights(self) -> Mapping[str, torch.Tensor]:
@@ -90,7 +90,7 @@ def test_no_room_beside_the_base_experts_is_refused(limit: int, wanted: int | No
 def test_bank_is_built_with_these_rows_and_this_memory() -> None:
     ports = [Port(6, 20, index) for index in range(2)]
     before = [{name: weight.clone() for name, weight in port.weights().items()} for port in ports]
-    bank = build_bank(ports, WeaveConfig(adapter_memory="8MiB"), slots=3)
+    bank = build_bank(ports, WeaveConfig(adapter_memory="8MiB"), slots=3, device=torch.device("cpu"))
     page = bank.pool.page_bytes
     assert [layer.rows.count for layer in bank.layers.values()] == [14, 14]
     assert bank.pool.in_use == 4, "a page for each of the two weights of two layers"
@@ -104,5 +104,5 @@ def test_bank_is_built_with_these_rows_and_this_memory() -> None:
 
 
 def test_bank_without_a_memory_limit_takes_the_base_experts_only() -> None:
-    bank = build_bank([Port(6, None)], WeaveConfig(adapter_rows=4), slots=3)
+    bank = build_bank([Port(6, None)], WeaveConfig(adapter_rows=4), slots=3, device=torch.device("cpu"))
     assert (bank.pool.limit_pages, bank.pool.in_use, bank.pool.idle) == (None, 2, 0)

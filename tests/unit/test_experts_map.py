@@ -15,14 +15,14 @@ IDENTITY = [0, 1, 2, 3, 4]
 
 
 def test_a_new_map_is_the_base_model_in_every_slot() -> None:
-    experts = ExpertMap(3, 5, CPU)
+    experts = ExpertMap(3, torch.tensor(IDENTITY, dtype=torch.int32), CPU)
     assert experts.table.dtype == torch.int32
     assert experts.table.tolist() == [IDENTITY] * 4
     assert [experts.rows_of(slot) for slot in range(4)] == [{}] * 4
 
 
 def test_publish_and_withdraw_touch_one_slot() -> None:
-    experts = ExpertMap(2, 5, CPU)
+    experts = ExpertMap(2, torch.tensor(IDENTITY, dtype=torch.int32), CPU)
     address = experts.table.data_ptr()
     experts.publish(1, {4: 9, 0: 5})
     experts.publish(2, {1: 7})

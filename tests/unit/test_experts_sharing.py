@@ -243,7 +243,7 @@ def test_check_integrity_sees_wrong_counts(damage: str) -> None:
         case "more":
             layer.users.add(str(layer.contents(adapter.layers[0])[0]), row)
         case "unused":
-            extra = layer.rows.allocate(1, "x")
+            extra = layer.rows.allocate([0], "x")
             for tensor in layer.tensors.values():
                 tensor.map_rows(extra)
         case "unmapped slot":

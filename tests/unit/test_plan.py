@@ -186,7 +186,7 @@ def test_the_plan_is_what_is_measured(hidden: int, width: int, experts: int) -> 
 class _Layer:
     """`MoELayerPort` without an engine: random weights of a geometry."""
 
-    max_rows: int | None = None
+    row_limit: None = None
 
     def __init__(self, index: int, geometry: MoEGeometry) -> None:
         self.index, self.name, self.num_experts = index, f"layer {index}", geometry.num_experts

@@ -10,6 +10,7 @@ from typing import Any
 from vllm.logger import init_logger
 
 from npu_weave.config import config_from
+from npu_weave.engine.vllm import versions
 from npu_weave.errors import CapacityError, UnsupportedError
 
 logger = init_logger("vllm.npu_weave.core")
@@ -46,9 +47,10 @@ def replace_manager(module: ModuleType) -> None:
         config = config_from(vllm_config.additional_config)
         if config is None:
             return original_manager(vllm_config, device, *args, **kwargs)
+        from npu_weave.engine.vllm.backend import backend_of
         from npu_weave.engine.vllm.manager import WeaveAdapterManager
 
-        return WeaveAdapterManager(vllm_config, device, config)
+        return WeaveAdapterManager(vllm_config, device, config, backend_of(vllm_config.device_config.device_type))
 
     def wrap_step(original: _Method) -> _Method:
         @functools.wraps(original)
@@ -71,7 +73,8 @@ def replace_manager(module: ModuleType) -> None:
         return reset_lora_state
 
     _replace(module.LoRAModelRunnerMixin, "set_active_loras", wrap_step)
-    _replace(module.LoRAModelRunnerMixin, "reset_lora_state", wrap_reset)
+    if versions.assumed().reloads_weights:
+        _replace(module.LoRAModelRunnerMixin, "reset_lora_state", wrap_reset)
     module.LRUCacheWorkerLoRAManager = make_manager  # type: ignore[attr-defined]
 
 
@@ -129,7 +132,7 @@ def control_adapters(module: ModuleType) -> None:
         _replace(module.EngineCoreProc, name, functools.partial(_controlled, action))
     core.npu_weave_memory = _memory
     core.npu_weave_loads = _loads
-    for name in ("save_sharded_state", "compute_weight_checksums"):
+    for name in versions.assumed().whole_weight_operations:
         _replace(core, name, _refused_under_control)
 
 

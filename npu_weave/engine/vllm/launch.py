@@ -61,10 +61,10 @@ def serve(arguments: Sequence[str], *, runtime_loading: bool) -> None:
     from vllm.entrypoints.cli.serve import ServeSubcommand
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    from npu_weave.engine.vllm import patches
+    from npu_weave.engine.vllm.plugin import register
 
     # vLLM goes on without a plugin that it cannot import; here that has to be an error
-    patches.install()
+    register()
     command = ServeSubcommand()
     parser = FlexibleArgumentParser(prog="npu-weave")
     command.subparser_init(parser.add_subparsers(required=True, dest="subparser"))

@@ -15,8 +15,8 @@ from vllm.logger import init_logger
 
 from npu_weave.adapters.geometry import MoEGeometry
 from npu_weave.config import WeaveConfig
+from npu_weave.engine.vllm.backend import Backend
 from npu_weave.engine.vllm.build import build_bank
-from npu_weave.engine.vllm.moe_layer import find_moe_layers
 from npu_weave.errors import IntegrityError
 from npu_weave.experts.routing import LayerRouting
 from npu_weave.experts.token_slots import TokenSlots
@@ -39,16 +39,20 @@ class WeaveAdapterManager:
 
     is_enabled = True
 
-    def __init__(self, vllm_config: VllmConfig, device: torch.device, config: WeaveConfig) -> None:
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, config: WeaveConfig, backend: Backend) -> None:
         self._vllm_config = vllm_config
         self._config = config
+        self._backend = backend
+        self._device = device
         lora_config = vllm_config.lora_config
         assert lora_config is not None, "checked by check_settings"
         self._slots: int = lora_config.max_loras
         self._host_limit: int = lora_config.max_cpu_loras or lora_config.max_loras
         model_config = vllm_config.model_config
         self.geometry = MoEGeometry.from_config(model_config.hf_config.to_dict())
-        self.token_slots = TokenSlots(vllm_config.scheduler_config.max_num_batched_tokens, device)
+        # a step may be padded so that tensor parallel ranks get equal shares of its tokens
+        padding = vllm_config.parallel_config.tensor_parallel_size - 1
+        self.token_slots = TokenSlots(vllm_config.scheduler_config.max_num_batched_tokens + padding, device)
         self._lookup: npt.NDArray[np.int32] = np.zeros(1, dtype=np.int32)
         self._dummy_run = False
         self.store: AdapterStore
@@ -56,11 +60,21 @@ class WeaveAdapterManager:
 
     def create_lora_manager(self, model: nn.Module, vllm_config: VllmConfig) -> nn.Module:
         """Move the experts of `model` into virtual weight tensors and insert the rerouting. Mutates `model`."""
-        ports = find_moe_layers(model, vllm_config)
-        bank = build_bank(ports, self._config, slots=self._slots)
+        ports = self._backend.find_moe_layers(model, vllm_config)
+        placement = ports[0].placement
+        bank = build_bank(
+            ports,
+            self._config,
+            slots=self._slots,
+            device=self._backend.memory_device(self._device),
+            placement=placement,
+        )
         self.store = AdapterStore(bank, HostCache(self._config.host_cache), host_limit=self._host_limit)
         reader = AdapterReader(
-            self.geometry, {port.index: port for port in ports}, allowed_roots=self._config.allowed_roots
+            self.geometry,
+            {port.index: port for port in ports},
+            allowed_roots=self._config.allowed_roots,
+            placement=placement,
         )
         self.loader = AdapterLoader(
             reader,
@@ -71,8 +85,8 @@ class WeaveAdapterManager:
         for port in ports:
             port.insert_routing(LayerRouting(bank.layers[port.index], self.token_slots))
         logger.info(
-            "npu-weave: gating and rerouting are one operator in %d of %d MoE layers; elsewhere vLLM's own gating "
-            "stays, as its answers differ in order or in the last bit",
+            "npu-weave: gating and rerouting are one operator in %d of %d MoE layers; elsewhere the engine's own "
+            "gating stays, as its answers differ in order or in the last bit",
             sum(port.gating_is_fused for port in ports),
             len(ports),
         )

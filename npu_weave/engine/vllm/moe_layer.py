@@ -15,7 +15,8 @@ from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import Un
 from npu_weave.adapters.adapter import ExpertTensors
 from npu_weave.engine.vllm.fused_gating import fusable_gating
 from npu_weave.errors import UnsupportedError
-from npu_weave.experts.port import Routing
+from npu_weave.experts.placement import ONE_RANK
+from npu_weave.experts.port import Routing, RowLimit
 
 _INT32_LIMIT = 2**31
 _WEIGHTS = ("w13_weight", "w2_weight")
@@ -44,11 +45,13 @@ class VllmMoELayer:
         self._pristine = copy.copy(self._experts)
         self.gating_is_fused = False
 
+    placement = ONE_RANK
+
     @property
-    def max_rows(self) -> int | None:
+    def row_limit(self) -> RowLimit:
         """The CPU kernel computes ``row * elements of a row`` in int32: beyond that, results are silently wrong."""
         shape = self._experts.w13_weight.shape
-        return (_INT32_LIMIT - 1) // (shape[1] * shape[2]) + 1
+        return RowLimit((_INT32_LIMIT - 1) // (shape[1] * shape[2]) + 1, "its kernel addresses rows with 32 bits")
 
     def weights(self) -> Mapping[str, torch.Tensor]:
         """`MoELayerPort.weights`: ``w13_weight [M, 2 I, H]`` and ``w2_weight [M, H, I]`` in kernel layout."""

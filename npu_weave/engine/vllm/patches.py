@@ -7,41 +7,17 @@ the key then.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
-from packaging.specifiers import SpecifierSet
-from packaging.version import Version
 from vllm.logger import init_logger
 
-from npu_weave.engine.vllm import hooks
+from npu_weave.engine.vllm import hooks, versions
 from npu_weave.engine.vllm.lazy import when_imported
+from npu_weave.engine.vllm.patch import Patch
 from npu_weave.errors import UnsupportedError
 
 logger = init_logger("vllm.npu_weave")
-
-VERSIONS = ">=0.32,<0.33"
-
-
-@dataclass(frozen=True)
-class Patch:
-    """One patch of vLLM.
-
-    Attributes:
-        module: imported name of the patched module.
-        target: what is replaced in it.
-        reason: why it has to be.
-        removal: what would make it unnecessary.
-        apply: makes the replacement, given the module; AttributeError when the target is not there.
-    """
-
-    module: str
-    target: str
-    reason: str
-    removal: str
-    apply: Callable[[ModuleType], None]
-
 
 PATCHES: tuple[Patch, ...] = (
     Patch(
@@ -90,13 +66,15 @@ PATCHES: tuple[Patch, ...] = (
     ),
 )
 
+_installed: list[Patch] = []
 _applied: dict[str, str] = {}
 
 
-def install() -> None:
+def install(patches: Sequence[Patch] = PATCHES) -> None:
     """Apply every patch now or on import of its module. Does nothing the second time."""
-    for patch in PATCHES:
+    for patch in patches:
         if patch.module not in _applied:
+            _installed.append(patch)
             _applied[patch.module] = "waiting for import"
             when_imported(patch.module, _applier(patch))
 
@@ -108,7 +86,7 @@ def status() -> dict[str, str]:
 
 def report() -> None:
     """Log what is patched."""
-    logger.info("npu-weave patched %s", "; ".join(f"{patch.module}: {patch.target}" for patch in PATCHES))
+    logger.info("npu-weave patched %s", "; ".join(f"{patch.module}: {patch.target}" for patch in _installed))
 
 
 def require() -> None:
@@ -117,12 +95,15 @@ def require() -> None:
     Raises:
         UnsupportedError: VLLM_VERSION or PATCH_REFUSED.
     """
-    import vllm
+    if versions.installed() is None:
+        import vllm
 
-    version = Version(vllm.__version__)
-    if version not in SpecifierSet(VERSIONS, prereleases=True):
         raise UnsupportedError(
-            "VLLM_VERSION", "vllm", expected=VERSIONS, got=str(version), remedy="install a supported version of vLLM"
+            "VLLM_VERSION",
+            "vllm",
+            expected=versions.supported_versions(),
+            got=vllm.__version__,
+            remedy="install a supported version of vLLM",
         )
     for module, state in _applied.items():
         if state.startswith("refused"):
@@ -131,7 +112,7 @@ def require() -> None:
                 module,
                 expected="the target of the patch",
                 got=state,
-                remedy=f"install vLLM {VERSIONS}, unmodified",
+                remedy="install a supported version of the engine, unmodified",
             )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import importlib
 import re
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
 from npu_weave.config import config_from
+from npu_weave.engine.vllm import versions
 
 _CODE = re.compile(r"\[([A-Z][A-Z0-9_]+)\] ")
 
@@ -64,8 +66,7 @@ async def _load(original: Callable[..., Any], models: Any, request: Any, base_mo
     status = status_of(error.message) if error is not None else None
     if error is None or status is None:
         return response
-    from vllm.entrypoints.serve import create_error_response
-
+    create_error_response = importlib.import_module(versions.assumed().error_responses).create_error_response
     kind = "".join(word.capitalize() for word in status.phrase.removesuffix("Error").split()) + "Error"
     start = _CODE.search(error.message)
     message = error.message[start.start() :] if start else error.message

@@ -4,38 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from npu_weave.adapters.geometry import SUPPORTED_MODEL_TYPES, MoEGeometry
 from npu_weave.config import WeaveConfig
+from npu_weave.engine.vllm import versions
+from npu_weave.engine.vllm.refusal import Refusal
 from npu_weave.errors import UnsupportedError
-
-_SUPPORTED_DEVICES = ("cpu",)
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """One setting that is refused.
-
-    Attributes:
-        setting: how the user writes it.
-        applies: whether a given VllmConfig has it.
-        reason: what would go wrong.
-        remedy: what to do instead.
-    """
-
-    setting: str
-    applies: Callable[[Any], bool]
-    reason: str
-    remedy: str
 
 
 def _parallel(name: str, limit: int = 1) -> Callable[[Any], bool]:
     return lambda config: getattr(config.parallel_config, name, limit) > limit
 
 
-REFUSALS: tuple[Refusal, ...] = (
+COMMON: tuple[Refusal, ...] = (
     Refusal(
         "no --enable-lora",
         lambda config: config.lora_config is None,
@@ -44,9 +26,9 @@ REFUSALS: tuple[Refusal, ...] = (
     ),
     Refusal(
         "device",
-        lambda config: config.device_config.device_type not in _SUPPORTED_DEVICES,
-        "there is no virtual-memory driver for this device yet",
-        f"run on one of {', '.join(_SUPPORTED_DEVICES)}",
+        lambda config: config.device_config.device_type not in versions.assumed().devices,
+        "answers were not proved exact on this device with this version of vLLM",
+        "serve on a CPU with vLLM 0.32, or on an Ascend NPU with vllm-ascend 0.23.0 or 0.26.0rc1",
     ),
     Refusal(
         "model type",
@@ -59,12 +41,6 @@ REFUSALS: tuple[Refusal, ...] = (
         lambda config: config.parallel_config.enable_eplb,
         "expert load balancing moves expert rows on its own",
         "drop --enable-eplb",
-    ),
-    Refusal(
-        "--enable-expert-parallel",
-        lambda config: config.parallel_config.enable_expert_parallel,
-        "the CPU kernel ignores the expert map of expert parallelism",
-        "use --tensor-parallel-size instead",
     ),
     Refusal(
         "--data-parallel-size > 1",
@@ -161,12 +137,6 @@ REFUSALS: tuple[Refusal, ...] = (
         "drop --enable-tower-connector-lora",
     ),
     Refusal(
-        "VLLM_CPU_SGL_KERNEL=1",
-        lambda config: os.environ.get("VLLM_CPU_SGL_KERNEL", "0") not in ("", "0"),
-        "its kernel packs experts together",
-        "unset VLLM_CPU_SGL_KERNEL",
-    ),
-    Refusal(
         "pooling model",
         lambda config: config.model_config.runner_type != "generate",
         "only text generation was proved exact",
@@ -175,15 +145,40 @@ REFUSALS: tuple[Refusal, ...] = (
 )
 
 
+ON_CPU: tuple[Refusal, ...] = (
+    Refusal(
+        "--enable-expert-parallel",
+        lambda config: config.parallel_config.enable_expert_parallel,
+        "the CPU kernel ignores the expert map of expert parallelism",
+        "use --tensor-parallel-size instead",
+    ),
+    Refusal(
+        "VLLM_CPU_SGL_KERNEL=1",
+        lambda config: os.environ.get("VLLM_CPU_SGL_KERNEL", "0") not in ("", "0"),
+        "its kernel packs experts together",
+        "unset VLLM_CPU_SGL_KERNEL",
+    ),
+)
+
+
+def refusals(device_type: str) -> tuple[Refusal, ...]:
+    """All that is refused on devices of this type, in the order in which it is looked for."""
+    if device_type == "npu":
+        from npu_weave.engine.ascend.settings import ON_NPU
+
+        return COMMON + ON_NPU
+    return COMMON + ON_CPU
+
+
 def check_settings(vllm_config: Any, config: WeaveConfig) -> None:
     """Refuse settings that npu-weave cannot serve exactly.
 
     Raises:
-        UnsupportedError: SETTING_UNSUPPORTED, for the first setting in `REFUSALS` that applies, or
+        UnsupportedError: SETTING_UNSUPPORTED, for the first setting of `refusals` that applies, or
             ROOTS_MISSING when adapters may be loaded over HTTP from anywhere.
         UnsupportedError, CheckpointError: the model has no experts that could be served, see `MoEGeometry.from_config`.
     """
-    for refusal in REFUSALS:
+    for refusal in refusals(vllm_config.device_config.device_type):
         if refusal.applies(vllm_config):
             raise UnsupportedError(
                 "SETTING_UNSUPPORTED",
