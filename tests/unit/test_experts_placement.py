@@ -145,10 +145,16 @@ def test_equal_content_shares_a_row_on_one_rank_only() -> None:
     banks = make_ranks()
     one: Tuned = {0: {0: 1}}
     install(banks, 1, one)
-    two: Tuned = {0: {1: 1, 2: 1}}
-    install(banks, 2, two)
-    assert mapped(banks) == [[1, 0], [1, 0]], "slot 2 uses slot 1's row of rank 0, and one of its own on rank 1"
-    check_served(banks, {1: one, 2: two})
+    elsewhere: Tuned = {0: {2: 1}}
+    install(banks, 2, elsewhere)
+    assert mapped(banks) == [[1, 0], [1, 0]], "rank 1 has no such row yet"
+    check_served(banks, {1: one, 2: elsewhere})
+    for bank in banks:
+        bank.remove(2)
+    here: Tuned = {0: {1: 1}}
+    install(banks, 2, here)
+    assert mapped(banks) == [[1, 0], [0, 0]], "slot 2 uses slot 1's row"
+    check_served(banks, {1: one, 2: here})
     assert [bank.memory()["saved_rows"] for bank in banks] == [1, 0]
 
 
