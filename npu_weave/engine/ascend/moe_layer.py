@@ -11,7 +11,7 @@ from vllm.config import VllmConfig, set_current_vllm_config
 
 from npu_weave.adapters.adapter import ExpertTensors
 from npu_weave.adapters.geometry import MoEGeometry
-from npu_weave.engine.ascend import dispatch
+from npu_weave.engine.ascend import dispatch, npu
 from npu_weave.engine.ascend.limits import row_limit
 from npu_weave.errors import UnsupportedError
 from npu_weave.experts.placement import ExpertPlacement
@@ -126,6 +126,7 @@ def find_moe_layers(model: nn.Module, vllm_config: VllmConfig) -> list[AscendMoE
     Raises:
         UnsupportedError: LAYER_UNSUPPORTED, a layer's form is not known; NO_MOE_LAYERS, there is none.
     """
+    npu.load_operators()
     layers = []
     for name, module in model.named_modules():
         if all(isinstance(getattr(module, weight, None), nn.Parameter) for weight in _WEIGHTS):
