@@ -119,7 +119,7 @@ class ExpertLayer:
         fresh = self.rows.allocate([ranks[position] for position in absent.values()], f"{thing}, {self.name}")
         experts = [packed.experts[position] for position in absent.values()]
         try:
-            here = [(row, expert) for row, expert in zip(self._local(fresh), experts, strict=True) if row is not None]
+            here = [(row, expert) for row, expert in zip(self.local(fresh), experts, strict=True) if row is not None]
             for tensor in self.tensors.values():
                 tensor.map_rows([row for row, _ in here])
             copies = [
@@ -152,7 +152,7 @@ class ExpertLayer:
         Raises:
             IntegrityError: ROW_CONTENT, a row does not hold what was written.
         """
-        for expert, row in zip(packed.experts, self._local(self.owned[slot]), strict=True):
+        for expert, row in zip(packed.experts, self.local(self.owned[slot]), strict=True):
             if row is None:
                 continue
             for name, tensor in self.tensors.items():
@@ -210,8 +210,8 @@ class ExpertLayer:
         """
         counts = self.users.counts
         stranded = [row for rows in self._stranded for row in rows]
-        waiting = {row for row in self._local(stranded) if row is not None}
-        needed = {*range(self.base_experts), *(row for row in self._local(counts) if row is not None)}
+        waiting = {row for row in self.local(stranded) if row is not None}
+        needed = {*range(self.base_experts), *(row for row in self.local(counts) if row is not None)}
         for name, tensor in self.tensors.items():
             tensor.check_integrity()
             if tensor.mapped_rows - waiting != needed:
@@ -252,7 +252,7 @@ class ExpertLayer:
                 tensor.close()
             raise
 
-    def _local(self, rows: Iterable[int]) -> list[int | None]:
+    def local(self, rows: Iterable[int]) -> list[int | None]:
         """For each of `rows` its place in this rank's tensors, or None for another rank's."""
         first = self.placement.rank * self.rows.rows_per_rank
         return [row - first if self.rows.rank_of(row) == self.placement.rank else None for row in rows]
@@ -261,7 +261,7 @@ class ExpertLayer:
         """Unmap and release `rows`, in whichever tensors they are mapped, and those that could not be before."""
         waiting, self._stranded = [*self._stranded, rows], []
         for freed in waiting:
-            here = [row for row in self._local(freed) if row is not None]
+            here = [row for row in self.local(freed) if row is not None]
             try:
                 for tensor in self.tensors.values():
                     tensor.unmap_rows(tensor.mapped_rows.intersection(here))
