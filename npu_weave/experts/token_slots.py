@@ -13,7 +13,7 @@ class TokenSlots:
     """One persistent int32 buffer ``[capacity]``, filled once a step, read by every MoE layer.
 
     Entries past the step's tokens are 0, so padding rows always take the base model's experts. The buffer's address
-    never changes. `lookup` maps a revision id to its slot and is all the Python a step needs: no loop over tokens.
+    never changes, and it is written in the order of the device's stream. `lookup` maps a revision id to its slot and is all the Python a step needs: no loop over tokens.
     """
 
     def __init__(self, capacity: int, device: torch.device) -> None:
@@ -57,4 +57,7 @@ class TokenSlots:
         self._array[count:high] = 0
         self.used = count
         if self.buffer is not self._host:
-            self.buffer[:high].copy_(self._host[:high], non_blocking=False)
+            # pinned memory of its own for every step, which torch reuses when the copy is done: the step thread does
+            # not wait for the device, and a later step does not overwrite what is still to be copied
+            staged = torch.empty(high, dtype=torch.int32, pin_memory=True).copy_(self._host[:high])
+            self.buffer[:high].copy_(staged, non_blocking=True)
