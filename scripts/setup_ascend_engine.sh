@@ -28,11 +28,19 @@ install_engine() {
     }
 }
 
-# Puts the checkout on the path, with the metadata by which the engine finds its plugin. Not an editable install: that
-# compiles the extensions anew for every environment, and what is in the tree already was compiled for this torch.
+# Whether the extensions in the tree are newer than all they are made from. Every environment has the same torch.
+compiled() {
+    local extension
+    for extension in npu_weave/_C*.so python/weave_ops/_C*.so; do
+        [[ -f $extension && -z $(find csrc setup.py scripts/environment.sh -newer "$extension" -print -quit) ]] || return
+    done
+}
+
+# Puts the checkout on the path, with the metadata by which the engine finds its plugin. Not an editable install, which
+# would compile the extensions anew in every environment.
 link_project() {
     local site metadata
-    python setup.py build_ext --inplace
+    compiled || python setup.py build_ext --inplace
     site=$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
     metadata=$(mktemp -d)
     printf '%s\n' "$PROJECT_ROOT" "$PROJECT_ROOT/python" >"$site/npu_weave.pth"
@@ -45,7 +53,7 @@ check_imports() {
     cd "$VENV" # away from the checkout, so that only what is on the path is found
     PYTHONPATH=$PROJECT_ROOT/tests/emulation/torch_npu VLLM_PLUGINS=ascend python -c '
 import importlib.metadata as metadata
-import npu_weave._C, vllm, vllm_ascend, weave_ops
+import torch, npu_weave._C, vllm, vllm_ascend, weave_ops
 from vllm.platforms import current_platform
 print(vllm.__version__, metadata.version("vllm_ascend"), current_platform.device_name, metadata.version("npu-weave"))
 assert current_platform.device_name == "npu"'

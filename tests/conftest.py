@@ -13,7 +13,7 @@ import torch
 hypothesis.settings.register_profile("npu_weave", deadline=None, derandomize=True, print_blob=True)
 hypothesis.settings.load_profile("npu_weave")
 
-NEEDS = ("engine", "emulated_ascend", "cuda", "npu")
+NEEDS = ("engine", "emulated_ascend", "ascend_engine", "cuda", "npu")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

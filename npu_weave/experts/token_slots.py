@@ -13,7 +13,8 @@ class TokenSlots:
     """One persistent int32 buffer ``[capacity]``, filled once a step, read by every MoE layer.
 
     Entries past the step's tokens are 0, so padding rows always take the base model's experts. The buffer's address
-    never changes, and it is written in the order of the device's stream. `lookup` maps a revision id to its slot and is all the Python a step needs: no loop over tokens.
+    never changes, and it is written in the order of the device's stream. `lookup` maps a revision id to its slot and is
+    all the Python a step needs: no loop over tokens.
     """
 
     def __init__(self, capacity: int, device: torch.device) -> None:

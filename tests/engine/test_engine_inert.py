@@ -115,10 +115,11 @@ def test_registering_imports_nothing_heavy_and_patches_on_import() -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     assert not [name for name in found["loaded"] if name.split(".")[0] in ("vllm", "torch", "transformers")]
     ours = {name for name in found["loaded"] if name.split(".")[0] in ("npu_weave", "weave_ops")}
-    parts = ("plugin", "patches", "hooks", "lazy")
+    parts = ("plugin", "patches", "patch", "hooks", "lazy", "versions")
     assert ours == {
         "npu_weave", "npu_weave.config", "npu_weave.errors", "npu_weave.engine", "npu_weave.engine.vllm",
         *(f"npu_weave.engine.vllm.{part}" for part in parts),
+        "npu_weave.engine.ascend", "npu_weave.engine.ascend.patches", "npu_weave.engine.ascend.hooks",
     }  # fmt: skip
     assert set(found["waiting"].values()) == {"waiting for import"}
     assert found["then"]["vllm.engine.arg_utils"] == "applied"

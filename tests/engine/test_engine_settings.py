@@ -21,9 +21,11 @@ from fixtures.tiny_models import TinyFamily
 
 from npu_weave.config import WeaveConfig
 from npu_weave.engine.vllm import patches
-from npu_weave.engine.vllm.settings import REFUSALS, Refusal, check_settings
+from npu_weave.engine.vllm.refusal import Refusal
+from npu_weave.engine.vllm.settings import check_settings, refusals
 from npu_weave.errors import ConfigError, UnsupportedError, WeaveError
 
+REFUSALS = refusals("cpu")
 pytestmark = pytest.mark.engine
 
 NGRAM = {"method": "ngram", "num_speculative_tokens": 2, "prompt_lookup_max": 3}

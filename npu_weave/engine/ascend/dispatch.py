@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import torch
 from vllm.config import VllmConfig
@@ -83,6 +84,8 @@ def share_of(prepared: Any, tokens: int) -> Share:
     if not isinstance(prepared, PrepareAndFinalizeWithAll2All):
         return Share(0, tokens)
     ranks, rank = prepared.tp_size, prepared.tp_rank
+    if prepared.replace_allreduce:  # sequence parallelism: the tokens came in equal shares
+        return Share(rank * tokens, ranks * tokens)
     if isinstance(prepared, PrepareAndFinalizeWithMC2):
         total = _EXTRA_CTX.padded_num_tokens
     else:
@@ -91,11 +94,12 @@ def share_of(prepared: Any, tokens: int) -> Share:
     return Share(rank * (total // ranks) + min(rank, total % ranks), total)
 
 
-_layers: dict[int, RoutedLayer] = {}
+# an engine that is gone leaves nothing here that another's weights could be taken for
+_layers: WeakValueDictionary[int, RoutedLayer] = WeakValueDictionary()
 
 
 def register(layer: RoutedLayer) -> None:
-    """Have the layer whose weights begin where `layer`'s do dispatched by it."""
+    """Have the layer whose weights begin where `layer`'s do dispatched by it, as long as somebody keeps `layer`."""
     _layers[layer.w13.data_ptr()] = layer
 
 

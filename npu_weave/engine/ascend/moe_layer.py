@@ -82,7 +82,8 @@ class AscendMoELayer:
     def insert_routing(self, routing: Routing) -> None:
         """`MoELayerPort.insert_routing`: from now on dispatch finds this layer by its weights."""
         w13, w2 = (self._rows[name] for name in _WEIGHTS)
-        dispatch.register(dispatch.RoutedLayer(w13, w2, routing, self.placement))
+        self._routed = dispatch.RoutedLayer(w13, w2, routing, self.placement)
+        dispatch.register(self._routed)
 
     def _share(self, tensor: torch.Tensor, dimension: int) -> torch.Tensor:
         """This rank's slice of an expert's matrix along the intermediate dimension."""

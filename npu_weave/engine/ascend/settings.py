@@ -77,13 +77,10 @@ ON_NPU: tuple[Refusal, ...] = (
         "use weight_nz_mode 0 or 1",
     ),
     Refusal(
-        "sequence parallelism",
-        lambda config: (
-            bool(_value(config, "enable_flashcomm1", "VLLM_ASCEND_ENABLE_FLASHCOMM1"))
-            or _compiles_sequence_parallelism(config)
-        ),
-        "ranks hold parts of the sequence before gating; their adapter slots were never proved to follow",
-        "drop enable_flashcomm1, VLLM_ASCEND_ENABLE_FLASHCOMM1 and the pass enable_sp",
+        "pass_config.enable_sp",
+        _compiles_sequence_parallelism,
+        "compiled sequence parallelism was never proved exact with adapters",
+        "use enable_flashcomm1 instead",
     ),
     Refusal(
         "enable_flashcomm2_parallel_size",

@@ -1,0 +1,1 @@
+"""Profiling, of which there is none."""
