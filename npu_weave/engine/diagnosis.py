@@ -88,7 +88,8 @@ def _installed() -> dict[str, str]:
 
 
 def _drivers() -> Iterator[Finding]:
-    if "torch-npu" in _installed():
+    installed = _installed()
+    if "torch-npu" in installed:
         from npu_weave.engine.ascend import npu
 
         npu.start_runtime()
@@ -96,7 +97,9 @@ def _drivers() -> Iterator[Finding]:
         try:
             driver = open_driver(torch.device(device, 0))
         except WeaveError as error:
-            yield Finding("drivers", name, "absent", error.got or str(error))
+            # an engine for NPUs serves nothing without their memory
+            needed = name == "npu" and "vllm-ascend" in installed
+            yield Finding("drivers", name, "wrong" if needed else "absent", error.got or str(error))
         else:
             yield Finding("drivers", name, "ok", f"pages of {driver.granularity >> 20} MiB")
 

@@ -86,7 +86,7 @@ class WeaveAdapterManager:
             port.insert_routing(LayerRouting(bank.layers[port.index], self.token_slots))
         logger.info(
             "npu-weave: gating and rerouting are one operator in %d of %d MoE layers; elsewhere the engine's own "
-            "gating stays, as its answers differ in order or in the last bit",
+            "gating stays, where one operator would not give its answers bit for bit",
             sum(port.gating_is_fused for port in ports),
             len(ports),
         )
