@@ -134,6 +134,7 @@ def test_merged_parts_are_the_whole(first: int, second: int, seed: int) -> None:
     whole, lse = attend(0, first + second)
     merged, total = torch_npu.npu_attention_update([p[1] for p in parts], [p[0] for p in parts], 1)
     torch.testing.assert_close(merged, whole, atol=1e-5, rtol=1e-5)
+    assert (lse == math.inf).tolist() == [first + second == 0] * 6, "the sign of a query that saw nothing"
     torch.testing.assert_close(total, torch.where(lse == math.inf, -math.inf, lse))
     assert torch_npu.npu_attention_update([lse], [whole], 0)[1] is None
 

@@ -84,7 +84,9 @@ def test_rotary_mul_and_interleave_turn_the_same_pairs() -> None:
     expected = rotated(x[1, 2, 0].tolist(), angles[1, 0, 0].tolist(), neox=False)
     torch.testing.assert_close(by_pairs[1, 2, 0], torch.tensor(expected))
     halves = torch_npu.npu_rotary_mul(x, doubled.cos(), doubled.sin())
-    torch.testing.assert_close(halves[1, 2, 0], torch.tensor(rotated(x[1, 2, 0].tolist(), angles[1, 0, 0].tolist(), True)))
+    torch.testing.assert_close(
+        halves[1, 2, 0], torch.tensor(rotated(x[1, 2, 0].tolist(), angles[1, 0, 0].tolist(), True))
+    )
 
 
 def test_products() -> None:
@@ -115,7 +117,7 @@ def test_there_is_one_memory_format() -> None:
     x = random(2, 2)
     assert torch_npu.npu_format_cast(x, 2) is x
     assert torch_npu.get_npu_format(x) == 2
-    with pytest.raises(RefusedError, match="only ND .* 29 is FRACTAL_NZ"):
+    with pytest.raises(RefusedError, match=r"only ND .* 29 is FRACTAL_NZ"):
         torch_npu.npu_format_cast(x, 29)
 
 
@@ -151,7 +153,10 @@ REFUSED: dict[str, tuple[str, Callable[[], Any]]] = {
         lambda: torch_npu.npu_interleave_rope(random(2, 1, 1, 64), random(3, 1, 1, 64), random(2, 1, 1, 64)),
     ),
     "wide interleave": ("x: D must be 64", lambda: torch_npu.npu_interleave_rope(*[random(2, 1, 1, 32)] * 3)),
-    "factors that do not fit": ("weight", lambda: torch_npu.npu_transpose_batchmatmul(random(2, 3, 4), random(2, 3, 4))),
+    "factors that do not fit": (
+        "weight",
+        lambda: torch_npu.npu_transpose_batchmatmul(random(2, 3, 4), random(2, 3, 4)),
+    ),
     "no permutation": (
         "perm_y",
         lambda: torch_npu.npu_transpose_batchmatmul(random(2, 3, 4), random(2, 4, 3), perm_y=(0, 0, 1)),

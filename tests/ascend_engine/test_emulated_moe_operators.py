@@ -28,7 +28,7 @@ def ids_of(tokens: int, choices: int, experts: int, seed: int) -> torch.Tensor:
 
 
 def chosen(scores: list[float], k: int, groups: int, kept: int, best: int) -> list[int]:
-    """Experts of one token by the rule: the best groups by the sum of their `best` scores, and there the best experts."""
+    """Experts of one token by the rule: the groups with the best sums of `best` scores, and there the best experts."""
     size = len(scores) // groups
     members = [list(range(g * size, (g + 1) * size)) for g in range(groups)]
     worth = [sum(sorted((scores[e] for e in group), reverse=True)[:best]) for group in members]

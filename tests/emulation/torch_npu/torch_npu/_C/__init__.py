@@ -14,7 +14,7 @@ from torch_npu.operators.formats import ND
 
 def _construct_storage_from_data_pointer(address: int, device: torch.device, nbytes: int) -> torch.UntypedStorage:
     """A storage of `nbytes` at `address`, which must stay mapped or be left alone. Nothing is read or written."""
-    if torch.device(device).type not in ("npu", "privateuseone"):
+    if torch.device(device).type not in ("npu", "cpu"):  # the latter is what a tensor here says of itself
         raise RuntimeError(f"_construct_storage_from_data_pointer: device: {device} is not an NPU")
     if address <= 0 or nbytes <= 0:
         raise RuntimeError(f"_construct_storage_from_data_pointer: {nbytes} bytes at {address:#x}")

@@ -109,7 +109,7 @@ def _cached_keys(
         check(cache.shape[1] == block_size, "block_size", f"{block_size}, where the cache's is {cache.shape[1]}")
         check(cache.shape[2] % heads == 0, "num_key_value_heads", f"{heads} do not divide {cache.shape[2]}")
     return [
-        [blocks_of(block_table, row, length, cache).view(length, heads, -1) for cache in caches]
+        [blocks_of(block_table, row, length, cache).view(length, heads, cache.shape[2] // heads) for cache in caches]
         for row, length in enumerate(lengths)
     ]
 
@@ -214,7 +214,8 @@ def npu_fused_infer_attention_score_v2(
 
     Args:
         query: ``[B, heads, 1, 512]``; `query_rope` ``[B, heads, 1, 64]``.
-        key: the cache ``[blocks, 1, block size, 512]``, and `value` the same; `key_rope` ``[blocks, 1, block size, 64]``.
+        key: the cache ``[blocks, 1, block size, 512]``, and `value` the same.
+        key_rope: ``[blocks, 1, block size, 64]``.
 
     Returns the output ``[heads, B, 1, 512]`` and a log-sum-exp that was not asked for, ``[1]``.
     """

@@ -74,7 +74,7 @@ def npu_transpose_batchmatmul(
     perm_x2: Sequence[int] | None,
     perm_y: Sequence[int] | None,
 ) -> torch.Tensor:
-    """``permuted(permuted(input) @ permuted(weight))`` of two batches of matrices; no permutation is (1, 0, 2) for y."""
+    """``permuted(permuted(input) @ permuted(weight))`` of batches of matrices; `perm_y` is (1, 0, 2) by default."""
     for name, permutation in (("perm_x1", perm_x1), ("perm_x2", perm_x2), ("perm_y", perm_y)):
         right = permutation is None or sorted(permutation) == [0, 1, 2]
         check(right, name, f"a permutation of 0, 1, 2, not {permutation}")

@@ -179,7 +179,10 @@ def npu_moe_init_routing_v2(
 def npu_moe_token_permute(
     tokens: torch.Tensor, indices: torch.Tensor, num_out_tokens: int | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sorts tokens ``[T, H]`` by `indices`, ``[T, K]`` or ``[T]``: the rows ``[T * K, H]`` and the row of each choice."""
+    """Sorts tokens ``[T, H]`` by `indices`, ``[T, K]`` or ``[T]``.
+
+    Returns the rows ``[T * K, H]`` and the row of each choice, int32 ``[T * K]``.
+    """
     check(tokens.dim() == 2, "tokens", f"[T, H], not {tuple(tokens.shape)}")
     right = indices.dim() in (1, 2) and len(indices) == len(tokens) and indices.dtype in (torch.int32, torch.int64)
     check(right, "indices", f"integers [{len(tokens)}, K], not {indices.dtype} {tuple(indices.shape)}")
