@@ -21,7 +21,7 @@ import cloudpickle
 import pytest
 from fixtures.ascend_engine import Answer, answers, transformers_answers
 from fixtures.tiny_models import TinyFamily, make_family
-from fixtures.weave_ascend import weave_ascend_engine
+from fixtures.weave_ascend import NEWEST_RELEASE, weave_ascend_engine
 from fixtures.weave_engine import memory_of
 
 pytestmark = pytest.mark.ascend_engine
@@ -57,13 +57,16 @@ SETUPS = {
     "qwen3, expert parallel by MC2 and AlltoAll": Setup(
         "qwen3_moe", EXPERT_PARALLEL, {"MC2CommImpl", "AlltoAllCommImpl"}, "A3"
     ),
-    "qwen3, sequence and expert parallel by AllGather": Setup(
-        "qwen3_moe", EXPERT_PARALLEL, {"AllGatherCommImpl"}, additional=SEQUENCE_PARALLEL
-    ),
-    "qwen3, sequence and expert parallel by MC2 and AlltoAll": Setup(
-        "qwen3_moe", EXPERT_PARALLEL, {"MC2CommImpl", "AlltoAllCommImpl"}, "A3", SEQUENCE_PARALLEL
-    ),
 }
+if NEWEST_RELEASE:  # the same code in both, and engines take minutes
+    SETUPS |= {
+        "qwen3, sequence and expert parallel by AllGather": Setup(
+            "qwen3_moe", EXPERT_PARALLEL, {"AllGatherCommImpl"}, additional=SEQUENCE_PARALLEL
+        ),
+        "qwen3, sequence and expert parallel by MC2 and AlltoAll": Setup(
+            "qwen3_moe", EXPERT_PARALLEL, {"MC2CommImpl", "AlltoAllCommImpl"}, "A3", SEQUENCE_PARALLEL
+        ),
+    }
 
 
 class Served(NamedTuple):

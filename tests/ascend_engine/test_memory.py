@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from fixtures.tiny_models import make_family
-from fixtures.weave_ascend import weave_ascend_engine
+from fixtures.weave_ascend import NEWEST_RELEASE, weave_ascend_engine
 
 pytestmark = pytest.mark.ascend_engine
 
@@ -29,6 +29,7 @@ def cache_bytes(base: Path, additional: dict[str, Any]) -> int:
         return int(cache.num_gpu_blocks) * cache.block_size * token
 
 
+@pytest.mark.skipif(not NEWEST_RELEASE, reason="three engines, and both releases measure alike: in the newest only")
 def test_the_base_is_counted_once_and_memory_set_aside_comes_off_the_cache(tmp_path: Path) -> None:
     base = make_family("qwen3_moe", tmp_path, 0).base
     stock = cache_bytes(base, {})
