@@ -13,11 +13,13 @@ from npu_weave.adapters.adapter import ExpertTensors
 from npu_weave.adapters.geometry import MoEGeometry
 from npu_weave.engine.ascend import dispatch, npu
 from npu_weave.engine.ascend.limits import row_limit
+from npu_weave.engine.vllm.backend import in_layer_order, index_in
 from npu_weave.errors import UnsupportedError
 from npu_weave.experts.placement import ExpertPlacement
 from npu_weave.experts.port import Routing, RowLimit
 
 _WEIGHTS = ("w13_weight", "w2_weight")
+_UNQUANTISED = "AscendUnquantizedFusedMoEMethod"
 
 
 class AscendMoELayer:
@@ -91,11 +93,9 @@ class AscendMoELayer:
         return tensor.chunk(ranks, dimension)[rank]
 
     def _refuse_unknown_forms(self, expert_map: torch.Tensor | None) -> None:
-        from vllm_ascend.ops.fused_moe.fused_moe import AscendUnquantizedFusedMoEMethod
-
         method, share = self._experts.quant_method, self.placement.share(self.num_experts)
         problem = None
-        if type(method) is not AscendUnquantizedFusedMoEMethod:
+        if type(method).__name__ != _UNQUANTISED:  # its module differs between releases
             problem = f"expert weights of kind {type(method).__name__}"
         elif self._experts.moe_config.has_bias:
             problem = "experts with biases"
@@ -131,17 +131,9 @@ def find_moe_layers(model: nn.Module, vllm_config: VllmConfig) -> list[AscendMoE
     layers = []
     for name, module in model.named_modules():
         if all(isinstance(getattr(module, weight, None), nn.Parameter) for weight in _WEIGHTS):
-            index = next(int(part) for part in name.split(".") if part.isdigit())
+            index = index_in(name)
             layers.append(AscendMoELayer(name, index, module, _expert_map(model, name), vllm_config))
-    if not layers:
-        raise UnsupportedError(
-            "NO_MOE_LAYERS",
-            type(model).__name__,
-            expected="a model with routed experts",
-            got="none",
-            remedy="serve a MoE model of a supported type",
-        )
-    return layers
+    return in_layer_order(layers, model)
 
 
 def _expert_map(model: nn.Module, name: str) -> torch.Tensor | None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import torch
 from torch import nn
 from vllm.config import VllmConfig
 
+from npu_weave.errors import UnsupportedError
 from npu_weave.experts.placement import ExpertPlacement
 from npu_weave.experts.port import MoELayerPort
 
@@ -26,6 +27,32 @@ class EngineMoELayer(MoELayerPort, Protocol):
     @property
     def placement(self) -> ExpertPlacement:
         """Where the layer's experts lie."""
+
+
+Layer = TypeVar("Layer", bound=EngineMoELayer)
+
+
+def index_in(name: str) -> int:
+    """The index of the layer that a module of that path belongs to."""
+    return next(int(part) for part in name.split(".") if part.isdigit())
+
+
+def in_layer_order(layers: Iterable[Layer], model: nn.Module) -> list[Layer]:
+    """What `find_moe_layers` found in `model`, sorted.
+
+    Raises:
+        UnsupportedError: NO_MOE_LAYERS, nothing was found.
+    """
+    found = sorted(layers, key=lambda layer: layer.index)
+    if not found:
+        raise UnsupportedError(
+            "NO_MOE_LAYERS",
+            type(model).__name__,
+            expected="a model with routed experts",
+            got="none",
+            remedy="npu-weave serves mixture-of-experts models only",
+        )
+    return found
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
 
 from npu_weave.adapters.adapter import ExpertTensors
+from npu_weave.engine.vllm.backend import in_layer_order, index_in
 from npu_weave.engine.vllm.fused_gating import fusable_gating
 from npu_weave.errors import UnsupportedError
 from npu_weave.experts.placement import ONE_RANK
@@ -158,14 +159,6 @@ def find_moe_layers(model: nn.Module, vllm_config: VllmConfig) -> list[VllmMoELa
     layers = []
     for name, module in model.named_modules():
         if isinstance(module, MoERunner):
-            index = next(int(part) for part in name.split(".") if part.isdigit())
+            index = index_in(name)
             layers.append(VllmMoELayer(name, index, module, vllm_config))
-    if not layers:
-        raise UnsupportedError(
-            "NO_MOE_LAYERS",
-            type(model).__name__,
-            expected="a model with routed experts",
-            got="none",
-            remedy="npu-weave serves mixture-of-experts models only",
-        )
-    return sorted(layers, key=lambda layer: layer.index)
+    return in_layer_order(layers, model)
