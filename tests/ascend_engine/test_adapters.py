@@ -60,6 +60,10 @@ SETUPS = {
 }
 if NEWEST_RELEASE:  # the same code in both, and engines take minutes
     SETUPS |= {
+        # shared experts beside dispatched ones
+        "deepseek v2, expert parallel by MC2 and AlltoAll": Setup(
+            "deepseek_v2", EXPERT_PARALLEL, {"MC2CommImpl", "AlltoAllCommImpl"}, "A3"
+        ),
         "qwen3, sequence and expert parallel by AllGather": Setup(
             "qwen3_moe", EXPERT_PARALLEL, {"AllGatherCommImpl"}, additional=SEQUENCE_PARALLEL
         ),
