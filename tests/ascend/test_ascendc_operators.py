@@ -10,8 +10,7 @@ import pytest
 import torch
 from emulation.cann.build import build, package_folder
 
-import weave_ops  # noqa: F401
-from weave_ops import gating_reference, reference
+from weave_ops import ascendc, gating_reference, reference
 
 pytestmark = pytest.mark.emulated_ascend
 ROOT = Path(__file__).resolve().parents[2]
@@ -40,7 +39,9 @@ def operators(torch_npu: ModuleType, tmp_path_factory: pytest.TempPathFactory) -
     links += [f"-L{build()}", "-ltorch_npu", "-ltorch", "-ltorch_cpu", "-lc10", "-lascendcl"]
     includes = [argument for folder in foreign for argument in ("-isystem", str(folder))]
     subprocess.run(["g++", *flags, *emulations, *includes, "-o", library, *SOURCES, *links], check=True)
-    torch.ops.load_library(str(library))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(ascendc.VARIABLE, str(library))
+        assert ascendc.load() == "ascendc"
 
 
 def ints(high: int, *shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
