@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations
 from pathlib import Path
 from types import MappingProxyType
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import cloudpickle
 import pytest
 from fixtures.ascend_engine import Answer, answers, transformers_answers
-from fixtures.tiny_models import TinyFamily, make_family
+from fixtures.tiny_models import TinyFamily
 from fixtures.weave_ascend import NEWEST_RELEASE, weave_ascend_engine
 from fixtures.weave_engine import memory_of
 
@@ -81,23 +81,24 @@ class Served(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def families(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    root, truths = tmp_path_factory.mktemp("families"), {}
+def truth_of(families: Callable[..., TinyFamily]) -> Callable[[str], dict[int, list[Answer]]]:
+    """What transformers answers with every checkpoint of a family, by target."""
+    truths: dict[str, dict[int, list[Answer]]] = {}
 
-    def family(kind: str) -> tuple[TinyFamily, dict[int, list[Answer]]]:
-        made = make_family(kind, root, ADAPTERS)
+    def find(kind: str) -> dict[int, list[Answer]]:
+        made = families(kind, ADAPTERS)
         if kind not in truths:
             checkpoints = {BASE: made.base, **dict(enumerate(made.merged))}
             truths[kind] = {target: transformers_answers(path, PROMPTS, TOKENS) for target, path in checkpoints.items()}
-        return made, truths[kind]
+        return truths[kind]
 
-    return family
+    return find
 
 
 @pytest.fixture(scope="module", params=SETUPS)
-def served(request: pytest.FixtureRequest, families: Any) -> Iterator[Served]:
+def served(request: pytest.FixtureRequest, families: Callable[..., TinyFamily], truth_of: Any) -> Iterator[Served]:
     setup = SETUPS[request.param]
-    family, truth = families(setup.kind)
+    family, truth = families(setup.kind, ADAPTERS), truth_of(setup.kind)
     settings = {
         "max_loras": SLOTS,
         "max_cpu_loras": ADAPTERS,

@@ -5,11 +5,12 @@ On an emulated runtime, where free memory is the device's limit less what driver
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from fixtures.tiny_models import make_family
+from fixtures.tiny_models import TinyFamily
 from fixtures.weave_ascend import NEWEST_RELEASE, weave_ascend_engine
 
 pytestmark = pytest.mark.ascend_engine
@@ -30,8 +31,10 @@ def cache_bytes(base: Path, additional: dict[str, Any]) -> int:
 
 
 @pytest.mark.skipif(not NEWEST_RELEASE, reason="three engines, and both releases measure alike: in the newest only")
-def test_the_base_is_counted_once_and_memory_set_aside_comes_off_the_cache(tmp_path: Path) -> None:
-    base = make_family("qwen3_moe", tmp_path, 0).base
+def test_the_base_is_counted_once_and_memory_set_aside_comes_off_the_cache(
+    families: Callable[..., TinyFamily],
+) -> None:
+    base = families("qwen3_moe", 0).base
     stock = cache_bytes(base, {})
     woven = cache_bytes(base, {"npu_weave": {}})
     assert abs(stock - woven) <= NOISE, f"{stock / MIB:.0f} and {woven / MIB:.0f} MiB"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fixtures.ascend_engine import ENVIRONMENT, Answer, transformers_answers
+from fixtures.ascend_engine import Answer, transformers_answers
 from fixtures.server import BASE, Server, running_server
-from fixtures.tiny_models import TinyFamily, make_family
+from fixtures.tiny_models import TinyFamily
 
 pytestmark = pytest.mark.ascend_engine
 
@@ -18,8 +18,8 @@ ROUNDING = 2e-4
 
 
 @pytest.fixture(scope="module")
-def family(tmp_path_factory: pytest.TempPathFactory) -> TinyFamily:
-    return make_family("qwen3_moe", tmp_path_factory.mktemp("families"), 2)
+def family(families: Callable[..., TinyFamily]) -> TinyFamily:
+    return families("qwen3_moe", 2)
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +31,9 @@ def truth(family: TinyFamily) -> dict[str, list[Answer]]:
 @pytest.fixture(scope="module")
 def server(family: TinyFamily, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     log = tmp_path_factory.mktemp("log") / "server.txt"
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
-        roots = [family.adapters[1].parent]
-        with running_server(family.base, log, {"one": family.adapters[0]}, roots, OPTIONS) as running:
-            yield running
+    roots = [family.adapters[1].parent]
+    with running_server(family.base, log, {"one": family.adapters[0]}, roots, OPTIONS) as running:
+        yield running
 
 
 def check_answers(server: Server, name: str, true: list[Answer]) -> None:
