@@ -58,6 +58,7 @@ done
 part .venv-ascend -n 2 tests/ascend "$@"
 export PYTHONPATH=$PWD/tests/emulation/torch_npu
 for release in "${RELEASES[@]}"; do
-    part ".venv-ascend-$release" tests/ascend_engine "$@"
+    # two at a time, a file to one process: the longest file starts engines, the others fit beside it
+    part ".venv-ascend-$release" -n 2 --dist loadfile tests/ascend_engine "$@"
 done
 [[ -n $selected ]] || exit "$NOTHING_SELECTED"

@@ -127,8 +127,9 @@ def _operators() -> Iterator[Finding]:
     from weave_ops import ascendc
 
     yield Finding("operators", "cpu", "ok", f"compiled, {torch.backends.cpu.get_cpu_capability()}")
-    triton = importlib.util.find_spec("triton") is not None
-    yield Finding("operators", "cuda", "ok" if triton else "absent", "Triton" if triton else "triton is not installed")
+    triton = _installed().get("triton")
+    detail = f"Triton {triton}" if triton else "triton is not installed"
+    yield Finding("operators", "cuda", "ok" if triton else "absent", detail)
     try:
         library: Path | None = ascendc.library()
     except FileNotFoundError as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,22 @@ from typer.testing import CliRunner
 from npu_weave.cli.main import app
 from npu_weave.engine.ascend import limits
 from npu_weave.engine.vllm import patches
+from npu_weave.errors import DriverError
+from npu_weave.memory import Driver, HostDriver
 
 pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(autouse=True)
+def only_the_hosts_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A library that was looked for in vain is not looked for again: other tests load emulated ones later."""
+
+    def open_host(device: torch.device) -> Driver:
+        if device.type == "cpu":
+            return HostDriver()
+        raise DriverError("DRIVER_UNAVAILABLE", str(device), got=f"no library for {device.type}")
+
+    monkeypatch.setattr("npu_weave.engine.diagnosis.open_driver", open_host)
 
 
 def findings(*options: str, code: int = 0) -> dict[tuple[str, str], dict[str, Any]]:
@@ -31,10 +47,20 @@ def test_what_is_here_is_found() -> None:
     assert found["versions", "engine"]["detail"] == "vLLM 0.32.0, served on cpu"
     assert found["versions", "torch-npu"]["state"] == "absent"
     assert found["drivers", "host"] == {"topic": "drivers", "thing": "host", "state": "ok", "detail": "pages of 2 MiB"}
-    assert found["drivers", "npu"]["state"] == "absent" and "libascendcl.so" in found["drivers", "npu"]["detail"]
+    assert found["drivers", "npu"]["state"] == found["drivers", "cuda"]["state"] == "absent"
     hooks = {thing: each["detail"] for (topic, thing), each in found.items() if topic == "hooks"}
     assert hooks == {patch.module: "applied" for patch in patches.PATCHES}
     assert found["operators", "cpu"]["state"] == "ok"
+
+
+def test_drivers_are_looked_for_in_the_system() -> None:
+    """In a process of its own, without the stand-in above."""
+    done = subprocess.run(
+        [sys.executable, "-m", "npu_weave", "doctor", "--json"], capture_output=True, text=True, check=True, timeout=300
+    )
+    found = {each["thing"]: each for each in json.loads(done.stdout)["findings"] if each["topic"] == "drivers"}
+    assert found["host"]["state"] == "ok"
+    assert "libascendcl.so" in found["npu"]["detail"]
 
 
 def test_a_refused_hook_is_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
