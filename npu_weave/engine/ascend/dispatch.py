@@ -14,6 +14,8 @@ from weakref import WeakValueDictionary
 
 import torch
 from vllm.config import VllmConfig
+from vllm_ascend.ascend_forward_context import _EXTRA_CTX, MoECommType, select_moe_comm_method
+from vllm_ascend.ops.fused_moe.prepare_finalize import PrepareAndFinalizeWithAll2All, PrepareAndFinalizeWithMC2
 
 from npu_weave.experts.placement import ExpertPlacement
 from npu_weave.experts.port import Routing
@@ -78,9 +80,6 @@ def share_of(prepared: Any, tokens: int) -> Share:
         prepared: the method's ``PrepareAndFinalize``.
         tokens: how many the rank has.
     """
-    from vllm_ascend.ascend_forward_context import _EXTRA_CTX
-    from vllm_ascend.ops.fused_moe.prepare_finalize import PrepareAndFinalizeWithAll2All, PrepareAndFinalizeWithMC2
-
     if not isinstance(prepared, PrepareAndFinalizeWithAll2All):
         return Share(0, tokens)
     ranks, rank = prepared.tp_size, prepared.tp_rank
@@ -112,6 +111,4 @@ def widened(method: Any, asked: Any) -> Any:
 
 def may_use_mc2(vllm_config: VllmConfig) -> bool:
     """Whether vllm-ascend dispatches small steps with MC2 at these settings."""
-    from vllm_ascend.ascend_forward_context import MoECommType, select_moe_comm_method
-
     return bool(select_moe_comm_method(1, vllm_config) == MoECommType.MC2)
