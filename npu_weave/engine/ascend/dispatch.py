@@ -9,23 +9,16 @@ stay with base experts, and after tokens were padded and split, so slots follow 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 from weakref import WeakValueDictionary
 
 import torch
 from vllm.config import VllmConfig
-from vllm_ascend.ascend_forward_context import _EXTRA_CTX, MoECommType, select_moe_comm_method
-from vllm_ascend.ops.fused_moe.prepare_finalize import PrepareAndFinalizeWithAll2All, PrepareAndFinalizeWithMC2
+from vllm_ascend.ascend_forward_context import MoECommType, select_moe_comm_method
 
+from npu_weave.engine.ascend.token_share import share_of
 from npu_weave.experts.placement import ExpertPlacement
 from npu_weave.experts.port import Routing
-
-
-class Share(NamedTuple):
-    """Which of a step's tokens a rank has: the first, and how many the step has, padding included."""
-
-    first: int
-    of: int
 
 
 class RoutedLayer:
@@ -71,26 +64,6 @@ class RoutedLayer:
             dispatcher.expert_ids_per_ep_rank = places.repeat(ranks)
             first = self._placement.rank * rows
             dispatcher.local_expert_indices = list(range(first, first + rows))
-
-
-def share_of(prepared: Any, tokens: int) -> Share:
-    """The share of a step's tokens that a rank is about to dispatch, after ``prepare`` padded and split them.
-
-    Args:
-        prepared: the method's ``PrepareAndFinalize``.
-        tokens: how many the rank has.
-    """
-    if not isinstance(prepared, PrepareAndFinalizeWithAll2All):
-        return Share(0, tokens)
-    ranks, rank = prepared.tp_size, prepared.tp_rank
-    if prepared.replace_allreduce:  # sequence parallelism: the tokens came in equal shares
-        return Share(rank * tokens, ranks * tokens)
-    if isinstance(prepared, PrepareAndFinalizeWithMC2):
-        total = _EXTRA_CTX.padded_num_tokens
-    else:
-        total = max(prepared.num_tokens, ranks)
-    # as torch.tensor_split: the first ranks have one more where shares are not equal
-    return Share(rank * (total // ranks) + min(rank, total % ranks), total)
 
 
 # an engine that is gone leaves nothing here that another's weights could be taken for
