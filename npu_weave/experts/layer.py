@@ -233,7 +233,7 @@ class ExpertLayer:
 
     def _move_in(self, port: MoELayerPort, pool: PagePool, rows: int) -> None:
         """Virtual tensors of `rows` rows whose first hold the weights of `port`, and the port bound to them."""
-        weights = {name: weight.detach() for name, weight in port.weights().items()}
+        weights = dict(port.weights())
         bound = []
         try:
             for name, weight in weights.items():

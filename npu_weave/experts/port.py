@@ -9,6 +9,7 @@ import torch
 
 from npu_weave.adapters.adapter import ExpertTensors
 from npu_weave.experts.gating import Gating
+from npu_weave.experts.token_slots import TokenSlots
 
 
 class RowLimit(NamedTuple):
@@ -19,14 +20,29 @@ class RowLimit(NamedTuple):
 
 
 class Routing(Protocol):
-    """Sends the tokens of the step in hand to rows of one layer."""
+    """Sends the tokens of the step in hand to rows of one layer.
 
-    def reroute(self, ids: torch.Tensor, *, first: int = 0, of: int | None = None) -> torch.Tensor:
+    Attributes:
+        token_slots: the slots of the step's tokens.
+    """
+
+    token_slots: TokenSlots
+
+    def slots(self, *, first: int = 0, of: int) -> torch.Tensor:
+        """The slots of the step's tokens from the `first` on, int32, padding included, as part of the buffer.
+
+        Args:
+            of: how many tokens the step has, padding included.
+
+        Raises:
+            IntegrityError: TOKENS_MISALIGNED, the step has more tokens than that.
+        """
+
+    def reroute(self, ids: torch.Tensor, slots: torch.Tensor | None = None) -> torch.Tensor:
         """Maps ``topk_ids`` int32 or int64 ``[tokens, top_k]`` to rows, same shape and dtype.
 
         Args:
-            first, of: where the tokens are some of a step's only: the first of them, and how many the step has,
-                padding included.
+            slots: int32 ``[>= tokens]``, the slot of each, where `ids` are of other tokens than the step's, in order.
         """
 
     def gate(self, logits: torch.Tensor, gating: Gating) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,7 +68,7 @@ class MoELayerPort(Protocol):
 
     def weights(self) -> Mapping[str, torch.Tensor]:
         """The expert parameters by name, in kernel layout: ``[num_experts, ...]`` each, or this rank's share of them
-        (`ExpertPlacement`).
+        (`ExpertPlacement`). Without gradients; what is returned keeps its memory.
         """
 
     def pack(self, experts: Sequence[ExpertTensors]) -> dict[str, torch.Tensor]:

@@ -16,16 +16,21 @@ class LayerRouting:
 
     def __init__(self, layer: ExpertLayer, token_slots: TokenSlots) -> None:
         self._layer = layer
-        self._token_slots = token_slots
+        self.token_slots = token_slots
 
-    def reroute(self, ids: torch.Tensor, *, first: int = 0, of: int | None = None) -> torch.Tensor:
-        """`Routing.reroute`. No copy is made of the tokens' slots, so their address is that of the buffer.
+    def slots(self, *, first: int = 0, of: int) -> torch.Tensor:
+        """`Routing.slots`. No copy is made, so their address is in the buffer."""
+        self._check(of)
+        return self.token_slots.buffer[first:]
+
+    def reroute(self, ids: torch.Tensor, slots: torch.Tensor | None = None) -> torch.Tensor:
+        """`Routing.reroute`.
 
         Raises:
-            IntegrityError: TOKENS_MISALIGNED.
+            IntegrityError: TOKENS_MISALIGNED, without `slots`.
         """
-        self._check(ids.shape[0] if of is None else of)
-        slots = self._token_slots.buffer[first:]
+        if slots is None:
+            slots = self.slots(of=ids.shape[0])
         rows: torch.Tensor = torch.ops.npu_weave.reroute.default(ids, slots, self._layer.map.table)
         return rows
 
@@ -36,14 +41,14 @@ class LayerRouting:
             IntegrityError: TOKENS_MISALIGNED.
         """
         self._check(logits.shape[0])
-        return gating.gate(logits, self._token_slots.buffer, self._layer.map.table)
+        return gating.gate(logits, self.token_slots.buffer, self._layer.map.table)
 
     def _check(self, tokens: int) -> None:
-        if tokens < self._token_slots.used:
+        if tokens < self.token_slots.used:
             raise IntegrityError(
                 "TOKENS_MISALIGNED",
                 self._layer.name,
-                expected=f"at least {self._token_slots.used} tokens, those of the step",
+                expected=f"at least {self.token_slots.used} tokens, those of the step",
                 got=f"{tokens}",
                 remedy="report this with the engine's settings: something split the step's tokens",
             )

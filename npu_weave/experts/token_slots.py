@@ -12,17 +12,29 @@ from npu_weave.errors import IntegrityError
 class TokenSlots:
     """One persistent int32 buffer ``[capacity]``, filled once a step, read by every MoE layer.
 
+    Where MoE layers get the tokens of several ranks at once (data parallelism), a second one has room for the slots of
+    them all; whoever gathers tokens fills it.
+
     Entries past the step's tokens are 0, so padding rows always take the base model's experts. The buffer's address
     never changes, and it is written in the order of the device's stream. `lookup` maps a revision id to its slot and is
     all the Python a step needs: no loop over tokens.
+
+    Args:
+        capacity: the most tokens of a step, padding included.
+        ranks: data parallel ranks.
+
+    Attributes:
+        buffer: of this rank's tokens.
+        of_all_ranks: int32 ``[ranks * capacity]``, on the device as well; empty for one rank.
     """
 
-    def __init__(self, capacity: int, device: torch.device) -> None:
+    def __init__(self, capacity: int, device: torch.device, *, ranks: int = 1) -> None:
         self.capacity = capacity
         self.used = 0
         self._host = torch.zeros(capacity, dtype=torch.int32)
         self._array: npt.NDArray[np.int32] = self._host.numpy()
         self.buffer = self._host if device.type == "cpu" else torch.zeros(capacity, dtype=torch.int32, device=device)
+        self.of_all_ranks = torch.zeros(ranks * capacity if ranks > 1 else 0, dtype=torch.int32, device=device)
 
     def fill(self, slots: npt.NDArray[np.int32], tokens: npt.NDArray[np.int32]) -> None:
         """Give each request's slot to each of its tokens, in batch order. Mutates the buffer.

@@ -73,30 +73,28 @@ def empty_task_queue() -> None:
     _torch_npu().npu.synchronize()
 
 
-def check_packing(device: torch.device) -> None:
-    """Compares `fractal_nz.pack` with the device's own cast of a small matrix; for the start of an engine.
+def format_of(tensor: torch.Tensor) -> NpuFormat:
+    """The format that `tensor` declares. Raises ConfigError ``NPU_FORMAT`` for one that weights do not come in."""
+    form = int(_torch_npu().get_npu_format(tensor))
+    if form not in list(NpuFormat):
+        known = " or ".join(f"{each.name} ({each.value})" for each in NpuFormat)
+        raise ConfigError("NPU_FORMAT", f"weights {tuple(tensor.shape)}", expected=known, got=f"format {form}")
+    return NpuFormat(form)
 
-    Raises ConfigError ``NZ_PACKING``: the device stores FRACTAL_NZ in another order than we do.
+
+def memory_of(tensor: torch.Tensor) -> torch.Tensor:
+    """The elements of `tensor` in the order in which they lie in memory; the inverse of `declare`.
+
+    That is `tensor` itself in ND, and for FRACTAL_NZ ``[..., N1, K1, 16, C0]`` over the same memory, which lives as
+    long as what is returned.
     """
-    torch_npu = _torch_npu()
-    before = torch_npu._C._npu_getOption("ALLOW_INTERNAL_FORMAT")
-    torch_npu.npu.config.allow_internal_format = True  # without it the cast keeps ND
-    try:
-        matrices = torch.arange(2 * 48 * 80, dtype=torch.int16).view(torch.bfloat16).view(2, 48, 80)
-        cast = torch_npu.npu_format_cast(matrices.to(device), NpuFormat.FRACTAL_NZ.value)
-        ours = fractal_nz.pack(matrices)
-        theirs = _construct(cast.data_ptr(), ours.nbytes, tuple(ours.shape), ours.dtype, NpuFormat.ND, cast.device)
-        same = torch.equal(theirs.cpu().view(torch.int16), ours.view(torch.int16))
-    finally:
-        torch_npu.npu.config.allow_internal_format = before in ("enable", b"enable")
-    if not same:
-        raise ConfigError(
-            "NZ_PACKING",
-            str(device),
-            expected="FRACTAL_NZ in blocks of 16 x 32 bytes, column by column",
-            got="another order of bytes",
-            remedy="serve with weights in ND format (VLLM_ASCEND_ENABLE_NZ=0), and report the device and CANN version",
-        )
+    if format_of(tensor) is NpuFormat.ND:
+        return tensor
+    stored = fractal_nz.storage_shape(tuple(tensor.shape), tensor.dtype)
+    nbytes = prod(stored) * tensor.itemsize
+    memory = _construct(tensor.data_ptr(), nbytes, stored, tensor.dtype, NpuFormat.ND, tensor.device)
+    memory.npu_weave_owner = tensor  # type: ignore[attr-defined]
+    return memory
 
 
 def _construct(

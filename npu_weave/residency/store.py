@@ -186,9 +186,13 @@ class AdapterStore:
 
     def fingerprint(self) -> str:
         """Digest of what is staged and which slots and rows it has; equal on all ranks of a group."""
-        state = [sorted((revision, adapter.digest) for revision, adapter in self.staged.items()), self.resident]
-        rows = [(index, sorted(layer.owned.items())) for index, layer in self.bank.layers.items()]
-        return hashlib.sha256(repr((state, rows)).encode()).hexdigest()
+        return _digest(sorted((revision, adapter.digest) for revision, adapter in self.staged.items()), self.layout())
+
+    def layout(self) -> str:
+        """Digest of which content has which slot and rows, whatever its revision; equal on engines that install the
+        same adapters in the same order."""
+        slots = sorted((slot, self.staged[revision].digest) for revision, slot in self._slot_of.items())
+        return _digest(slots, [(index, sorted(layer.owned.items())) for index, layer in self.bank.layers.items()])
 
     def check_integrity(self) -> None:
         """Check slots against staged revisions, and everything below.
@@ -257,3 +261,7 @@ class AdapterStore:
             self.bank.remove(slot)
             del self._slot_of[revision]
         return slot
+
+
+def _digest(*state: object) -> str:
+    return hashlib.sha256(repr(state).encode()).hexdigest()

@@ -225,15 +225,18 @@ def test_writing_through_the_tensor_of_the_kernels_is_found_out() -> None:
     assert done.stdout == "TENSOR_RESEATED\n", done.stderr
 
 
-def test_our_packing_is_the_devices(driver: AclDriver) -> None:
-    npu_tensor.check_packing(driver.device)
-
-
-def test_another_packing_than_the_devices_is_refused(driver: AclDriver, monkeypatch: pytest.MonkeyPatch) -> None:
-    right = fractal_nz.pack
-    monkeypatch.setattr(fractal_nz, "pack", lambda matrices: right(matrices).flip(-3))
-    with pytest.raises(ConfigError, match=r"\[NZ_PACKING\]"):
-        npu_tensor.check_packing(driver.device)
+def test_our_packing_is_the_devices(torch_npu: ModuleType) -> None:
+    before = torch_npu._C._npu_getOption("ALLOW_INTERNAL_FORMAT")
+    torch_npu.npu.config.allow_internal_format = True  # without it the cast keeps ND
+    try:
+        matrices = random_bits(2, 48, 80)
+        cast = torch_npu.npu_format_cast(matrices.npu(), NpuFormat.FRACTAL_NZ.value)
+    finally:
+        torch_npu.npu.config.allow_internal_format = before in ("enable", b"enable")
+    assert (npu_tensor.format_of(cast), npu_tensor.format_of(matrices.npu())) == (NpuFormat.FRACTAL_NZ, NpuFormat.ND)
+    memory = npu_tensor.memory_of(cast)
+    assert memory.data_ptr() == cast.data_ptr()
+    assert same(memory, fractal_nz.pack(matrices))
 
 
 def test_tensors_without_the_from_blob_of_torch_npu(driver: Driver, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ stay with base experts, and after tokens were padded and split, so slots follow 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -16,7 +17,7 @@ import torch
 from vllm.config import VllmConfig
 from vllm_ascend.ascend_forward_context import MoECommType, select_moe_comm_method
 
-from npu_weave.engine.ascend.token_share import share_of
+from npu_weave.engine.ascend.token_share import dispatched_slots
 from npu_weave.experts.placement import ExpertPlacement
 from npu_weave.experts.port import Routing
 
@@ -25,34 +26,44 @@ class RoutedLayer:
     """One layer at dispatch.
 
     Args:
-        w13: ``[rows, H, 2 I]``, the virtual tensor.
-        w2: ``[rows, I, H]``.
+        weights: field of ``MoEWeights`` -> the whole virtual tensor ``[rows, ...]``; ``w1`` and ``w2`` at least.
     """
 
-    def __init__(self, w13: torch.Tensor, w2: torch.Tensor, routing: Routing, placement: ExpertPlacement) -> None:
-        self.w13, self.w2 = w13, w2
+    def __init__(self, weights: Mapping[str, torch.Tensor], routing: Routing, placement: ExpertPlacement) -> None:
+        self._weights = dict(weights)
         self._routing = routing
         self._placement = placement
-        self._rows = w13.shape[0]
+        self._rows = weights["w1"].shape[0]
         self._expert_map: torch.Tensor | None = None
         if placement.ranks > 1:
             own = torch.full((placement.ranks, self._rows), -1, dtype=torch.int32)
             own[placement.rank] = torch.arange(self._rows, dtype=torch.int32)
-            self._expert_map = own.reshape(-1).to(w13.device)
+            self._expert_map = own.reshape(-1).to(weights["w1"].device)
+
+    @property
+    def address(self) -> int:
+        """Where its weights begin, and those of the base experts."""
+        return self._weights["w1"].data_ptr()
 
     def widen(self, method: Any, asked: Any) -> Any:
         """`asked` (``MoEFusedExpertsInput``) with rows of this layer. Sets the counts of `method`'s dispatcher."""
         self._set_counts(method.token_dispatcher)
-        share = share_of(method.prepare_finalize, asked.topk_ids.shape[0])
+        slots = dispatched_slots(method.prepare_finalize, self._routing, asked.topk_ids.shape[0])
         routing = asked.routing
         if self._expert_map is not None:
             routing = dataclasses.replace(routing, expert_map=self._expert_map)
         return dataclasses.replace(
             asked,
-            topk_ids=self._routing.reroute(asked.topk_ids, first=share.first, of=share.of),
-            weights=dataclasses.replace(asked.weights, w1=self.w13, w2=self.w2),
+            topk_ids=self._routing.reroute(asked.topk_ids, slots),
+            weights=self._whole(asked.weights),
             routing=routing,
         )
+
+    def _whole(self, asked: Any) -> Any:
+        """`asked` (``MoEWeights``) with whole tensors; a field may be a list of one."""
+        given = {field: getattr(asked, field) for field in self._weights}
+        whole = {field: [each] if isinstance(given[field], list) else each for field, each in self._weights.items()}
+        return dataclasses.replace(asked, **whole)
 
     def _set_counts(self, dispatcher: Any) -> None:
         ranks, rows = self._placement.ranks, self._rows
@@ -60,7 +71,7 @@ class RoutedLayer:
             dispatcher.num_experts_local = rows
         elif getattr(dispatcher, "num_local_experts", rows) != rows:  # AlltoAll; MC2 counts by the expert map
             dispatcher.num_experts, dispatcher.num_local_experts = ranks * rows, rows
-            places = torch.arange(rows, dtype=torch.int32, device=self.w13.device)
+            places = torch.arange(rows, dtype=torch.int32, device=self._weights["w1"].device)
             dispatcher.expert_ids_per_ep_rank = places.repeat(ranks)
             first = self._placement.rank * rows
             dispatcher.local_expert_indices = list(range(first, first + rows))
@@ -72,13 +83,15 @@ _layers: WeakValueDictionary[int, RoutedLayer] = WeakValueDictionary()
 
 def register(layer: RoutedLayer) -> None:
     """Have the layer whose weights begin where `layer`'s do dispatched by it, as long as somebody keeps `layer`."""
-    _layers[layer.w13.data_ptr()] = layer
+    _layers[layer.address] = layer
 
 
 def widened(method: Any, asked: Any) -> Any:
     """What `method` is to compute when it is asked for `asked`: the same, for a layer that nobody registered."""
     weights = asked.weights.w1
-    layer = _layers.get(weights.data_ptr()) if isinstance(weights, torch.Tensor) else None
+    if isinstance(weights, list):
+        weights = weights[0]
+    layer = _layers.get(weights.data_ptr())
     return asked if layer is None else layer.widen(method, asked)
 
 

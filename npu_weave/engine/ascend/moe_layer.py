@@ -7,27 +7,29 @@ from typing import Any
 
 import torch
 from torch import nn
-from vllm.config import VllmConfig, set_current_vllm_config
+from vllm.config import VllmConfig
 
 from npu_weave.adapters.adapter import ExpertTensors
 from npu_weave.adapters.geometry import MoEGeometry
-from npu_weave.engine.ascend import dispatch, npu
+from npu_weave.engine.ascend import dispatch, npu, weight_forms
 from npu_weave.engine.ascend.limits import row_limit
+from npu_weave.engine.ascend.weight_forms import WeightForm
 from npu_weave.engine.vllm.backend import in_layer_order, index_in
 from npu_weave.errors import UnsupportedError
 from npu_weave.experts.placement import ExpertPlacement
 from npu_weave.experts.port import Routing, RowLimit
+from npu_weave.memory import npu_tensor
+from npu_weave.memory.npu_tensor import NpuFormat
 
 _WEIGHTS = ("w13_weight", "w2_weight")
-_UNQUANTISED = "AscendUnquantizedFusedMoEMethod"
 
 
 class AscendMoELayer:
     """`MoELayerPort` over the module that owns a layer's expert weights, processed for the grouped matmul.
 
     That module is the layer itself in vllm-ascend 0.23 (`AscendFusedMoE`) and its `RoutedExperts` later. It keeps
-    parameters of the base experts' shape, views into the virtual tensors; the whole tensors reach the kernels at
-    dispatch (`dispatch`).
+    tensors of the base experts' shape, views into the virtual tensors; the whole tensors reach the kernels at dispatch
+    (`dispatch`). What FRACTAL_NZ tensors hold is moved as their blocks, see `memory.npu_tensor`.
 
     Attributes:
         gating_is_fused: False; the engine's gating stays, its ids are rerouted.
@@ -41,13 +43,15 @@ class AscendMoELayer:
         self.name = name
         self.index = index
         self._experts = experts
-        self._config = config
         moe = experts.moe_config
         self._placement = ExpertPlacement(moe.ep_size, moe.ep_rank)
-        self.num_experts = MoEGeometry.from_config(config.model_config.hf_config.to_dict()).num_experts
+        self._geometry = MoEGeometry.from_config(config.model_config.hf_config.to_dict())
+        self.num_experts = self._geometry.num_experts
         self._slice = (1, 0) if moe.ep_size > 1 else (moe.tp_size, moe.tp_rank)
         self._limit = row_limit(moe.ep_size, mc2=dispatch.may_use_mc2(config))
-        self._refuse_unknown_forms(expert_map)
+        self._form = self._known_form(expert_map)
+        self._kernel_shapes = {each: (*self._tensor(each).shape[1:],) for each in self._form.fields}
+        self._formats = {each: npu_tensor.format_of(self._tensor(each)) for each in self._form.fields}
         self._rows: dict[str, torch.Tensor] = {}
 
     @property
@@ -61,42 +65,67 @@ class AscendMoELayer:
         return self._limit
 
     def weights(self) -> Mapping[str, torch.Tensor]:
-        """`MoELayerPort.weights`: ``w13_weight [M, H, 2 I]`` and ``w2_weight [M, I, H]``, this rank's share."""
-        return {name: getattr(self._experts, name) for name in _WEIGHTS}
+        """`MoELayerPort.weights`: this rank's share of what `WeightForm.fields` names, in the order of its memory."""
+        return {name: npu_tensor.memory_of(self._tensor(name)) for name in self._form.fields}
 
     def pack(self, experts: Sequence[ExpertTensors]) -> dict[str, torch.Tensor]:
-        """`MoELayerPort.pack`, by vllm-ascend's own weight processing of a module that holds these experts only."""
-        staging: Any = nn.Module()
-        dtype = self._experts.w13_weight.dtype
-        w13 = [torch.cat([self._share(expert.gate, 0), self._share(expert.up, 0)]) for expert in experts]
-        w2 = [self._share(expert.down, 1) for expert in experts]
-        staging.w13_weight = nn.Parameter(torch.stack(w13).to(dtype), requires_grad=False)
-        staging.w2_weight = nn.Parameter(torch.stack(w2).to(dtype), requires_grad=False)
-        with set_current_vllm_config(self._config):
-            self._experts.quant_method.process_weights_after_loading(staging)
-        return {name: getattr(staging, name).data for name in _WEIGHTS}
+        """`MoELayerPort.pack`: what vllm-ascend's own processing gives (`check_processing`), on the host."""
+        return self._form.processed(self._form.stored(experts, self._share))
+
+    def check_processing(self, config: VllmConfig) -> None:
+        """`weight_forms.check_processing` with an expert of this layer's sizes."""
+        geometry = self._geometry
+        trial = weight_forms.trial_expert(geometry.hidden_size, geometry.moe_intermediate_size, geometry.dtype)
+        weight_forms.check_processing(self._form, self._experts, self._share, trial, config)
 
     def rebind(self, name: str, tensor: torch.Tensor) -> None:
-        """`MoELayerPort.rebind`: the Parameter object stays, over the base experts' rows of `tensor`."""
+        """`MoELayerPort.rebind`: a Parameter stays the object it is, over the base experts' rows of `tensor`."""
         self._rows[name] = tensor
-        getattr(self._experts, name).data = tensor[: self.placement.share(self.num_experts)]
+        base = self._declared(name, tensor[: self.placement.share(self.num_experts)])
+        held = getattr(self._experts, name)
+        if isinstance(held, nn.Parameter):
+            held.data = base
+        else:
+            setattr(self._experts, name, base)
 
     def insert_routing(self, routing: Routing) -> None:
         """`MoELayerPort.insert_routing`: from now on dispatch finds this layer by its weights."""
-        w13, w2 = (self._rows[name] for name in _WEIGHTS)
-        self._routed = dispatch.RoutedLayer(w13, w2, routing, self.placement)
+        whole = {field: self._declared(name, self._rows[name]) for name, field in self._form.fields.items()}
+        self._routed = dispatch.RoutedLayer(whole, routing, self.placement)
         dispatch.register(self._routed)
+
+    def check_seated(self) -> None:
+        """`EngineMoELayer.check_seated`: of the tensors that the module owns."""
+        for name, rows in self._rows.items():
+            npu_tensor.check_seated(self._tensor(name), rows)
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        found: torch.Tensor = getattr(self._experts, name).data
+        return found
+
+    def _declared(self, name: str, memory: torch.Tensor) -> torch.Tensor:
+        """Rows as the kernels are to see them."""
+        if self._formats[name] is NpuFormat.ND:
+            return memory
+        shape = (memory.shape[0], *self._kernel_shapes[name])
+        return npu_tensor.declare(memory, shape, memory.dtype, self._formats[name])
 
     def _share(self, tensor: torch.Tensor, dimension: int) -> torch.Tensor:
         """This rank's slice of an expert's matrix along the intermediate dimension."""
         ranks, rank = self._slice
         return tensor.chunk(ranks, dimension)[rank]
 
-    def _refuse_unknown_forms(self, expert_map: torch.Tensor | None) -> None:
-        method, share = self._experts.quant_method, self.placement.share(self.num_experts)
+    def _known_form(self, expert_map: torch.Tensor | None) -> WeightForm:
+        """The form of the weights.
+
+        Raises:
+            UnsupportedError: LAYER_UNSUPPORTED, it is not known, or the layer is not as it must be.
+        """
+        form, share = weight_forms.form_of(self._experts), self.placement.share(self.num_experts)
         problem = None
-        if type(method).__name__ != _UNQUANTISED:  # its module differs between releases
-            problem = f"expert weights of kind {type(method).__name__}"
+        if form is None:
+            method = self._experts.quant_method
+            problem = f"expert weights of kind {type(getattr(method, 'quant_method', method)).__name__}"
         elif self._experts.moe_config.has_bias:
             problem = "experts with biases"
         elif self.num_experts % self.placement.ranks:
@@ -105,14 +134,15 @@ class AscendMoELayer:
             problem = f"{self._experts.w13_weight.shape[0]} expert rows for {share} routed experts"
         elif expert_map is not None and expert_map.tolist() != self._linear_map():
             problem = "experts placed in another order than theirs"
-        if problem:
+        if problem or form is None:
             raise UnsupportedError(
                 "LAYER_UNSUPPORTED",
                 self.name,
-                expected="plain routed experts, in order and in equal shares on the ranks",
-                got=problem,
-                remedy="serve an unquantised model of a supported type, without expert load balancing",
+                expected="routed experts, unquantised or W8A8_DYNAMIC, in order and in equal shares on the ranks",
+                got=str(problem),
+                remedy="serve a model of a supported type in one of these forms, without expert load balancing",
             )
+        return form
 
     def _linear_map(self) -> list[int]:
         """The expert map that `ExpertPlacement` means: place on this rank, -1 for others' experts."""
@@ -125,7 +155,8 @@ def find_moe_layers(model: nn.Module, vllm_config: VllmConfig) -> list[AscendMoE
     """The MoE layers of `model`, in layer order.
 
     Raises:
-        UnsupportedError: LAYER_UNSUPPORTED, a layer's form is not known; NO_MOE_LAYERS, there is none.
+        UnsupportedError: LAYER_UNSUPPORTED, a layer's form is not known; NO_MOE_LAYERS, there is none;
+            WEIGHT_PROCESSING, vllm-ascend lays weights out another way.
     """
     npu.load_operators()
     layers = []
@@ -133,7 +164,9 @@ def find_moe_layers(model: nn.Module, vllm_config: VllmConfig) -> list[AscendMoE
         if all(isinstance(getattr(module, weight, None), nn.Parameter) for weight in _WEIGHTS):
             index = index_in(name)
             layers.append(AscendMoELayer(name, index, module, _expert_map(model, name), vllm_config))
-    return in_layer_order(layers, model)
+    ordered = in_layer_order(layers, model)
+    ordered[0].check_processing(vllm_config)
+    return ordered
 
 
 def _expert_map(model: nn.Module, name: str) -> torch.Tensor | None:

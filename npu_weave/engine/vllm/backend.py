@@ -28,6 +28,9 @@ class EngineMoELayer(MoELayerPort, Protocol):
     def placement(self) -> ExpertPlacement:
         """Where the layer's experts lie."""
 
+    def check_seated(self) -> None:
+        """Raises IntegrityError TENSOR_RESEATED when the engine's weights no longer lie where they were bound to."""
+
 
 Layer = TypeVar("Layer", bound=EngineMoELayer)
 
@@ -62,18 +65,22 @@ class Backend:
     Attributes:
         find_moe_layers: the MoE layers of a loaded model, in order.
         memory_device: the device whose memory drivers open for a worker on a given device.
+        compare_adapters: compares a digest of which adapters lie where over the data parallel ranks, all of which call;
+            raises IntegrityError RANKS_DISAGREE. None where there is one rank only.
     """
 
     find_moe_layers: Callable[[nn.Module, VllmConfig], Sequence[EngineMoELayer]]
     memory_device: Callable[[torch.device], torch.device]
+    compare_adapters: Callable[[str], None] | None = None
 
 
 def backend_of(device_type: str) -> Backend:
     """The backend for vLLM's device type; settings with another type have been refused by now."""
     if device_type == "npu":
         from npu_weave.engine.ascend import moe_layer, npu
+        from npu_weave.engine.ascend.data_parallel import check_same_adapters
 
-        return Backend(moe_layer.find_moe_layers, npu.memory_device)
+        return Backend(moe_layer.find_moe_layers, npu.memory_device, check_same_adapters)
     from npu_weave.engine.vllm import moe_layer as vllm_moe_layer
 
     return Backend(vllm_moe_layer.find_moe_layers, lambda device: device)

@@ -52,7 +52,11 @@ class WeaveAdapterManager:
         self.geometry = MoEGeometry.from_config(model_config.hf_config.to_dict())
         # a step may be padded so that tensor parallel ranks get equal shares of its tokens
         padding = vllm_config.parallel_config.tensor_parallel_size - 1
-        self.token_slots = TokenSlots(vllm_config.scheduler_config.max_num_batched_tokens + padding, device)
+        ranks = vllm_config.parallel_config.data_parallel_size
+        self.token_slots = TokenSlots(
+            vllm_config.scheduler_config.max_num_batched_tokens + padding, device, ranks=ranks
+        )
+        self._compare = backend.compare_adapters if ranks > 1 else None
         self._lookup: npt.NDArray[np.int32] = np.zeros(1, dtype=np.int32)
         self._dummy_run = False
         self.store: AdapterStore
@@ -60,7 +64,7 @@ class WeaveAdapterManager:
 
     def create_lora_manager(self, model: nn.Module, vllm_config: VllmConfig) -> nn.Module:
         """Move the experts of `model` into virtual weight tensors and insert the rerouting. Mutates `model`."""
-        ports = self._backend.find_moe_layers(model, vllm_config)
+        ports = self._ports = self._backend.find_moe_layers(model, vllm_config)
         placement = ports[0].placement
         bank = build_bank(
             ports,
@@ -130,9 +134,23 @@ class WeaveAdapterManager:
         self._refresh_lookup()
         return self.store.fingerprint()
 
+    def begin_service(self) -> None:
+        """Where data parallel ranks share a step, make sure that they have the same adapters, once.
+
+        All ranks call it before their first step in service, with requests (`set_step`) or without any.
+
+        Raises:
+            IntegrityError: RANKS_DISAGREE; no step may follow.
+        """
+        compare, self._compare = self._compare, None
+        if compare is not None:
+            compare(self.store.layout())
+
     def memory(self) -> dict[str, int]:
         """Bytes and counts of this worker, after a check of all invariants."""
         self.store.check_integrity()
+        for port in self._ports:
+            port.check_seated()
         return {
             **self.store.bank.memory(),
             "adapters_staged": len(self.store.staged),
@@ -159,6 +177,7 @@ class WeaveAdapterManager:
             revisions: ``[requests]`` revision of each request, 0 for the base model.
             tokens: ``[requests]`` scheduled tokens of each request.
         """
+        self.begin_service()
         self.token_slots.fill(self._slots_of(revisions), tokens)
 
     def set_active_adapters(self, adapter_requests: Collection[Any], mapping: Any) -> None:

@@ -18,6 +18,7 @@ from npu_weave.engine.vllm.fused_gating import fusable_gating
 from npu_weave.errors import UnsupportedError
 from npu_weave.experts.placement import ONE_RANK
 from npu_weave.experts.port import Routing, RowLimit
+from npu_weave.memory.npu_tensor import check_seated
 
 _INT32_LIMIT = 2**31
 _WEIGHTS = ("w13_weight", "w2_weight")
@@ -45,6 +46,7 @@ class VllmMoELayer:
         # what staging copies start from: the layer as it was before its weights moved
         self._pristine = copy.copy(self._experts)
         self.gating_is_fused = False
+        self._bound: dict[str, torch.Tensor] = {}
 
     placement = ONE_RANK
 
@@ -56,7 +58,7 @@ class VllmMoELayer:
 
     def weights(self) -> Mapping[str, torch.Tensor]:
         """`MoELayerPort.weights`: ``w13_weight [M, 2 I, H]`` and ``w2_weight [M, H, I]`` in kernel layout."""
-        return {name: getattr(self._experts, name) for name in _WEIGHTS}
+        return {name: getattr(self._experts, name).data for name in _WEIGHTS}
 
     def pack(self, experts: Sequence[ExpertTensors]) -> dict[str, torch.Tensor]:
         """`MoELayerPort.pack`."""
@@ -71,7 +73,12 @@ class VllmMoELayer:
 
     def rebind(self, name: str, tensor: torch.Tensor) -> None:
         """`MoELayerPort.rebind`: the Parameter object stays, its storage changes."""
-        getattr(self._experts, name).data = tensor
+        getattr(self._experts, name).data = self._bound[name] = tensor
+
+    def check_seated(self) -> None:
+        """`EngineMoELayer.check_seated`."""
+        for name, tensor in self._bound.items():
+            check_seated(getattr(self._experts, name), tensor)
 
     def insert_routing(self, routing: Routing) -> None:
         """`MoELayerPort.insert_routing`, on this router instance only: after gating and the conversion of ids, or all

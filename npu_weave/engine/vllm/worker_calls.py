@@ -71,6 +71,12 @@ def pin(manager: Any, revision: int) -> str:
 
 
 @_failures_as_values
+def begin_service(manager: Any) -> None:
+    """`WeaveAdapterManager.begin_service`."""
+    manager.begin_service()
+
+
+@_failures_as_values
 def memory(manager: Any) -> dict[str, int]:
     """`WeaveAdapterManager.memory`."""
     report: dict[str, int] = manager.memory()
