@@ -18,12 +18,21 @@ pytestmark = pytest.mark.engine
 ROOT = Path(__file__).resolve().parents[2]
 
 
+PARALLEL = {
+    "enable_expert_parallel": False,
+    "tensor_parallel_size": 1,
+    "data_parallel_size": 1,
+    "data_parallel_hybrid_lb": False,
+    "data_parallel_external_lb": False,
+}
+
+
 def config(additional: dict[str, Any] | None = None, experts: int = 64, **parallel: Any) -> Any:
     """The parts of a VllmConfig that are looked at."""
     return SimpleNamespace(
         additional_config=additional or {},
-        parallel_config=SimpleNamespace(**{"enable_expert_parallel": False, "tensor_parallel_size": 1, **parallel}),
-        model_config=SimpleNamespace(get_num_experts=lambda: experts),
+        parallel_config=SimpleNamespace(**{**PARALLEL, **parallel}),
+        model_config=SimpleNamespace(get_num_experts=lambda: experts, quantization=None),
         compilation_config=SimpleNamespace(pass_config=SimpleNamespace(enable_sp=False)),
         load_config=SimpleNamespace(load_format="auto"),
     )
@@ -43,11 +52,33 @@ def with_part(name: str, **fields: Any) -> Any:
     return made
 
 
+def quantised(additional: dict[str, Any]) -> Any:
+    made = config(additional)
+    made.model_config.quantization = "ascend"
+    return made
+
+
 CASES = [
     Case(
         "unequal shares of experts",
         config(experts=10, enable_expert_parallel=True, tensor_parallel_size=4),
-        config(experts=12, enable_expert_parallel=True, tensor_parallel_size=4),
+        config(experts=12, enable_expert_parallel=True, tensor_parallel_size=2, data_parallel_size=2),
+    ),
+    Case(
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING with --data-parallel-size > 1",
+        None,
+        config(data_parallel_size=2),
+        ("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1"),
+    ),
+    Case(
+        "--data-parallel-hybrid-lb or --data-parallel-external-lb",
+        config(data_parallel_size=2, data_parallel_hybrid_lb=True),
+        config(data_parallel_size=2),
+    ),
+    Case(
+        "enable_flashcomm1 with --data-parallel-size > 1",
+        config({"enable_flashcomm1": True}, data_parallel_size=2),
+        config({"enable_flashcomm1": True}),
     ),
     Case("enable_fused_mc2", config({"enable_fused_mc2": 1}), config({}), ("VLLM_ASCEND_ENABLE_FUSED_MC2", "1")),
     Case(
@@ -56,7 +87,16 @@ CASES = [
         config({"eplb_config": {"dynamic_eplb": False}}),
     ),
     Case("mix_placement", config({"mix_placement": True}), config({"mix_placement": False})),
-    Case("weight_nz_mode=2", config({"weight_nz_mode": 2}), config({}), ("VLLM_ASCEND_ENABLE_NZ", "2")),
+    Case(
+        "--quantization",
+        with_part("model_config", quantization="compressed-tensors"),
+        with_part("model_config", quantization="ascend"),
+    ),
+    Case(
+        "fusion_ops_gmmswigluquant=false",
+        quantised({"ascend_fusion_config": {"fusion_ops_gmmswigluquant": False}}),
+        quantised({"ascend_fusion_config": {"fusion_ops_gmmswigluquant": True}}),
+    ),
     Case(
         "pass_config.enable_sp",
         with_part("compilation_config", pass_config=SimpleNamespace(enable_sp=True)),
@@ -115,16 +155,27 @@ def test_the_setting_is_refused_and_nothing_near_it(case: Case, monkeypatch: pyt
         assert applies(case.served)
 
 
+def test_experts_lie_on_the_ranks_of_both_kinds_of_parallelism() -> None:
+    shares = next(each for each in ON_NPU if each.setting == "unequal shares of experts")
+    assert shares.applies(config(experts=10, enable_expert_parallel=True, tensor_parallel_size=2, data_parallel_size=2))
+    assert not shares.applies(config(experts=10, tensor_parallel_size=2, data_parallel_size=2))
+
+
+def test_adapters_may_come_and_go_without_data_parallelism(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "1")
+    assert not any(each.applies(config()) for each in ON_NPU)
+
+
 def test_additional_config_comes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """As vllm-ascend has it."""
-    monkeypatch.setenv("VLLM_ASCEND_ENABLE_NZ", "2")
-    nz = next(each for each in ON_NPU if each.setting == "weight_nz_mode=2")
-    assert not nz.applies(config({"weight_nz_mode": 1})) and nz.applies(config({}))
+    monkeypatch.setenv("VLLM_ASCEND_ENABLE_FUSED_MC2", "1")
+    fused = next(each for each in ON_NPU if each.setting == "enable_fused_mc2")
+    assert not fused.applies(config({"enable_fused_mc2": 0})) and fused.applies(config({}))
 
 
 def test_expert_parallelism_is_refused_on_a_cpu_only() -> None:
     on_cpu = {each.setting for each in settings.refusals("cpu")} - {each.setting for each in settings.refusals("npu")}
-    assert on_cpu == {"--enable-expert-parallel", "VLLM_CPU_SGL_KERNEL=1"}
+    assert on_cpu == {"--enable-expert-parallel", "--data-parallel-size > 1", "VLLM_CPU_SGL_KERNEL=1"}
 
 
 def test_the_table_for_users_has_every_refusal() -> None:

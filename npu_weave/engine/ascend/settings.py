@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from npu_weave.engine.vllm.refusal import Refusal
+from npu_weave.engine.vllm.settings import runtime_loading
 
 
 def _value(config: Any, key: str, variable: str | None = None) -> Any:
@@ -37,20 +38,47 @@ def _compiles_sequence_parallelism(config: Any) -> bool:
     return bool(getattr(passes, "enable_sp", False) or getattr(passes, "enable_sequence_parallelism", False))
 
 
+def _data_parallel(config: Any) -> bool:
+    return bool(config.parallel_config.data_parallel_size > 1)
+
+
 def _load_format(config: Any) -> str:
     value = config.load_config.load_format
     return str(getattr(value, "value", value))
 
+
+_FLASHCOMM1 = "VLLM_ASCEND_ENABLE_FLASHCOMM1"
 
 ON_NPU: tuple[Refusal, ...] = (
     Refusal(
         "unequal shares of experts",
         lambda config: bool(
             config.parallel_config.enable_expert_parallel
-            and config.model_config.get_num_experts() % config.parallel_config.tensor_parallel_size
+            and config.model_config.get_num_experts()
+            % (config.parallel_config.tensor_parallel_size * config.parallel_config.data_parallel_size)
         ),
         "ranks of expert parallelism would hold different numbers of experts",
-        "choose a --tensor-parallel-size that divides the number of experts",
+        "choose --tensor-parallel-size and --data-parallel-size whose product divides the number of experts",
+    ),
+    Refusal(
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING with --data-parallel-size > 1",
+        lambda config: _data_parallel(config) and runtime_loading(),
+        "ranks share their steps, and adapters that come and go would do so at different times on each",
+        "name every adapter at start (--adapter), and drop VLLM_ALLOW_RUNTIME_LORA_UPDATING and --adapter-root",
+    ),
+    Refusal(
+        "--data-parallel-hybrid-lb or --data-parallel-external-lb",
+        lambda config: bool(
+            config.parallel_config.data_parallel_hybrid_lb or config.parallel_config.data_parallel_external_lb
+        ),
+        "several servers would load adapters, each on its own ranks and at its own time",
+        "serve all ranks from one server; other machines join with --headless",
+    ),
+    Refusal(
+        "enable_flashcomm1 with --data-parallel-size > 1",
+        lambda config: _data_parallel(config) and bool(_value(config, "enable_flashcomm1", _FLASHCOMM1)),
+        "sequence parallelism gathers the ranks' tokens in another way, never proved exact with adapters",
+        "drop enable_flashcomm1 and VLLM_ASCEND_ENABLE_FLASHCOMM1",
     ),
     Refusal(
         "enable_fused_mc2",
@@ -71,10 +99,19 @@ ON_NPU: tuple[Refusal, ...] = (
         "drop mix_placement",
     ),
     Refusal(
-        "weight_nz_mode=2",
-        lambda config: _value(config, "weight_nz_mode", "VLLM_ASCEND_ENABLE_NZ") == 2,
-        "unquantised weights in FRACTAL_NZ were never proved exact with adapters",
-        "use weight_nz_mode 0 or 1",
+        "--quantization",
+        lambda config: config.model_config.quantization not in (None, "ascend"),
+        "of quantised checkpoints, those of ModelSlim with W8A8_DYNAMIC experts are served",
+        "serve an unquantised checkpoint, or one of ModelSlim",
+    ),
+    Refusal(
+        "fusion_ops_gmmswigluquant=false",
+        lambda config: (
+            config.model_config.quantization == "ascend"
+            and (_value(config, "ascend_fusion_config") or {}).get("fusion_ops_gmmswigluquant") is False
+        ),
+        "the scales of quantised experts are cast whole, rows without memory included",
+        "drop fusion_ops_gmmswigluquant",
     ),
     Refusal(
         "pass_config.enable_sp",

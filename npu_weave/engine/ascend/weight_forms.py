@@ -70,8 +70,8 @@ class Unquantised:
 class W8A8Dynamic:
     """int8 weights with a scale for every output channel; activations are quantised in each step (W8A8_DYNAMIC).
 
-    An adapter's experts come unquantised, as they were trained, and are quantised as they are read (`quantise`). Offsets
-    are zero then, and reach no kernel.
+    An adapter's experts come unquantised, as they were trained, and are quantised as they are read (`quantise`).
+    Offsets are zero then, and reach no kernel.
 
     Args:
         scale_dtype: in which vllm-ascend keeps scales.

@@ -43,12 +43,6 @@ COMMON: tuple[Refusal, ...] = (
         "drop --enable-eplb",
     ),
     Refusal(
-        "--data-parallel-size > 1",
-        _parallel("data_parallel_size"),
-        "ranks exchange tokens before gating, without their adapter slots",
-        "run one engine per replica",
-    ),
-    Refusal(
         "--pipeline-parallel-size > 1",
         _parallel("pipeline_parallel_size"),
         "stages would stage adapters at different times",
@@ -77,12 +71,6 @@ COMMON: tuple[Refusal, ...] = (
         lambda config: config.parallel_config.enable_elastic_ep,
         "experts move between ranks while serving",
         "drop --enable-elastic-ep",
-    ),
-    Refusal(
-        "--quantization",
-        lambda config: config.quant_config is not None or config.model_config.quantization is not None,
-        "quantised experts carry scales that adapters would need too",
-        "serve an unquantised checkpoint",
     ),
     Refusal(
         "--speculative-config",
@@ -147,10 +135,22 @@ COMMON: tuple[Refusal, ...] = (
 
 ON_CPU: tuple[Refusal, ...] = (
     Refusal(
+        "--quantization",
+        lambda config: config.quant_config is not None or config.model_config.quantization is not None,
+        "quantised experts carry scales that adapters would need too",
+        "serve an unquantised checkpoint",
+    ),
+    Refusal(
         "--enable-expert-parallel",
         lambda config: config.parallel_config.enable_expert_parallel,
         "the CPU kernel ignores the expert map of expert parallelism",
         "use --tensor-parallel-size instead",
+    ),
+    Refusal(
+        "--data-parallel-size > 1",
+        _parallel("data_parallel_size"),
+        "ranks exchange tokens before gating, without their adapter slots",
+        "run one engine per replica",
     ),
     Refusal(
         "VLLM_CPU_SGL_KERNEL=1",
@@ -188,8 +188,7 @@ def check_settings(vllm_config: Any, config: WeaveConfig) -> None:
                 remedy=refusal.remedy,
             )
     MoEGeometry.from_config(vllm_config.model_config.hf_config.to_dict())
-    runtime_loading = os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "0").strip().lower() in ("1", "true")
-    if runtime_loading and config.allowed_roots is None:
+    if runtime_loading() and config.allowed_roots is None:
         raise UnsupportedError(
             "ROOTS_MISSING",
             "npu_weave.allowed_roots",
@@ -197,6 +196,11 @@ def check_settings(vllm_config: Any, config: WeaveConfig) -> None:
             got="none",
             remedy="set allowed_roots, or start with npu-weave serve --adapter-root DIR",
         )
+
+
+def runtime_loading() -> bool:
+    """Whether adapters may be loaded and unloaded over HTTP."""
+    return os.environ.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING", "0").strip().lower() in ("1", "true")
 
 
 def _model_type(vllm_config: Any) -> str:
