@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
-from torch_npu import collectives, custom_operators, device, import_hooks, npu
+from torch_npu import collectives, custom_operators, device, format_guards, import_hooks, npu
 from torch_npu._C import _distributed_c10d as _distributed_c10d
 from torch_npu.operators.activation import npu_swiglu
 from torch_npu.operators.attention import (
@@ -30,6 +30,7 @@ from torch_npu.operators.paged_cache import (
     npu_paged_cache_load,
     npu_scatter_pa_kv_cache,
 )
+from torch_npu.operators.quantisation import npu_dynamic_quant, npu_quant_matmul
 from torch_npu.operators.rotary import _npu_rotary_embedding, npu_interleave_rope, npu_rotary_mul
 from torch_npu.operators.sampling import npu_top_k_top_p
 from torch_npu.strict import NotEmulated, RefusedError
@@ -44,6 +45,7 @@ __all__ = [
     "npu",
     "npu_add_rms_norm",
     "npu_attention_update",
+    "npu_dynamic_quant",
     "npu_format_cast",
     "npu_fused_infer_attention_score",
     "npu_fused_infer_attention_score_v2",
@@ -57,6 +59,7 @@ __all__ = [
     "npu_moe_init_routing_v2",
     "npu_moe_token_permute",
     "npu_moe_token_unpermute",
+    "npu_quant_matmul",
     "npu_rms_norm",
     "npu_rotary_mul",
     "npu_scatter_pa_kv_cache",
@@ -78,6 +81,7 @@ def __getattr__(name: str) -> NotEmulated:
 
 
 device.install(npu)
+format_guards.install()
 collectives.install()
 custom_operators.install()
 import_hooks.install()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +21,15 @@ class RefusedError(RuntimeError):
 
 class _BrokenRuleError(Exception):
     """Raised by `check`, which does not know in which operator it is."""
+
+
+@contextmanager
+def naming(name: str) -> Iterator[None]:
+    """Makes what `check` refuses inside a refusal of `name`."""
+    try:
+        yield
+    except _BrokenRuleError as broken:
+        raise RefusedError(f"{name}: {broken}") from None
 
 
 OPERATORS: dict[str, torch._C.FunctionSchema] = {}
@@ -54,12 +64,13 @@ def operator(schema: str, home: str = "torch_npu") -> Callable[[Callable[..., An
         @functools.wraps(function)
         def call(*positional: Any, **named: Any) -> Any:
             CALLS[parsed.name] = CALLS.get(parsed.name, 0) + 1
-            try:
+            with naming(name):
                 arguments = _bind(parsed, positional, named)
                 for argument in parsed.arguments:
                     value = arguments[argument.name]
                     if argument.name in computed:
-                        check(_fits(str(argument.type), value), argument.name, f"{argument.type}, not {_kind(value)}")
+                        fits = _fits(str(argument.type), value) or _is_type(argument, value)
+                        check(fits, argument.name, f"{argument.type}, not {_kind(value)}")
                     else:
                         check(
                             _is_default(argument, value),
@@ -67,8 +78,6 @@ def operator(schema: str, home: str = "torch_npu") -> Callable[[Callable[..., An
                             f"only the default ({argument.default_value}) is emulated, not {value!r}",
                         )
                 return function(**{key: value for key, value in arguments.items() if key in computed})
-            except _BrokenRuleError as broken:
-                raise RefusedError(f"{name}: {broken}") from None
 
         OPERATORS[parsed.name] = parsed
         return call
@@ -105,6 +114,11 @@ def _bind(schema: torch._C.FunctionSchema, positional: tuple[Any, ...], named: M
             check(argument.has_default_value(), argument.name, "is missing")
             given[argument.name] = argument.default_value
     return given
+
+
+def _is_type(argument: torch._C.Argument, value: Any) -> bool:
+    """Whether `value` is a type of elements where one belongs: schemas call it an int, and callers pass a dtype."""
+    return str(argument.name).endswith(("dtype", "dst_type")) and isinstance(value, torch.dtype)
 
 
 def _is_default(argument: torch._C.Argument, value: Any) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from torch_npu import generations
+from torch_npu import generations, options
 from torch_npu.npu import memory
 from torch_npu.npu.memory import (
     empty_cache,
@@ -68,7 +68,7 @@ CUBE_CORES, VECTOR_CORES = 24, 48
 DEVICES = int(os.environ.get("EMULATED_CANN_DEVICES", "2"))
 
 StreamContext = stream
-config = SimpleNamespace(allow_internal_format=False)
+config = options.Config()
 
 _current = 0
 

@@ -8,6 +8,7 @@ import torch
 import torch.distributed as dist
 
 from torch_npu.collectives import group_named
+from torch_npu.operators.quantisation import quantised
 from torch_npu.strict import check, operator
 
 MAX_EXPERTS = 1024
@@ -16,6 +17,9 @@ MAX_CHOICES = 16
 ALGORITHMS = ("", "fullmesh", "fullmesh_v1", "fullmesh_v2")
 CUMULATIVE, COUNTS = 0, 1
 """expert_token_nums_type."""
+
+UNQUANTISED, DYNAMIC = 0, 2
+"""quant_mode of the dispatch: rows as they are, or int8 with a scale each."""
 
 ASSIST_WORDS = 128
 """int32 values that dispatch keeps for combine, a row; the first is the rank that the row came from."""
@@ -114,6 +118,7 @@ def npu_moe_distribute_dispatch_v2(
     group_tp: str,
     tp_world_size: int,
     tp_rank_id: int,
+    quant_mode: int,
     global_bs: int,
     expert_token_nums_type: int,
     comm_alg: str,
@@ -123,10 +128,12 @@ def npu_moe_distribute_dispatch_v2(
     Args:
         x: ``[T, H]``; with `global_bs` 0, T is the same on all ranks.
         x_active_mask: bool ``[T]``; the tokens after the active ones stay here.
+        quant_mode: `UNQUANTISED`, or `DYNAMIC`: rows travel as int8, see `quantised` (aclnnMoeDistributeDispatchV2).
 
     Returns the rows that arrived ``[capacity, H]``, sorted by expert, then by rank of origin (0 where none arrived;
-    undefined on a device); nothing; what combine needs, int32; the rows of each expert of this rank, int64; the rows
-    received up to each expert and rank, int32 ``[experts here * ranks]``; nothing; nothing.
+    undefined on a device); if they were quantised, their scales, float32 ``[capacity]``, else nothing; what combine
+    needs, int32; the rows of each expert of this rank, int64; the rows received up to each expert and rank, int32
+    ``[experts here * ranks]``; nothing; nothing.
     """
     _check_tensor_parallel(tp_world_size, tp_rank_id)
     check(expert_token_nums_type in (CUMULATIVE, COUNTS), "expert_token_nums_type", f"{expert_token_nums_type}")
@@ -136,25 +143,31 @@ def npu_moe_distribute_dispatch_v2(
     check(x.dtype in (torch.bfloat16, torch.float16, torch.float32), "x", f"{x.dtype} is not emulated")
     right = global_bs == 0 or (global_bs % ep_world_size == 0 and global_bs >= tokens * ep_world_size)
     check(right, "global_bs", f"0, or a multiple of {ep_world_size} for at least {tokens} tokens a rank: {global_bs}")
+    check(quant_mode in (UNQUANTISED, DYNAMIC), "quant_mode", f"0 and 2 are emulated, not {quant_mode}")
     call.all_agree([0 if global_bs else tokens, x.shape[1], choices, moe_expert_num, global_bs])
 
     counts = call.counts()
     received = call.swap(counts, [1] * ep_world_size, [1] * ep_world_size)  # [rank of origin, experts here]
     splits = counts.sum(1).tolist(), received.sum(1).tolist()
-    arrived = call.swap(x[call.sent() // choices], *splits)
+    token_of = call.sent() // choices
+    x, scale = (x, None) if quant_mode == UNQUANTISED else quantised(x)
+    arrived = call.swap(x[token_of], *splits)
     expert_of = torch.arange(call.experts_here).repeat(ep_world_size).repeat_interleave(received.reshape(-1))
     order = expert_of.argsort(stable=True)
     capacity = (global_bs or tokens * ep_world_size) * min(call.experts_here, choices)
     rows = x.new_zeros(capacity, x.shape[1])
     rows[: len(order)] = arrived[order]
+    nothing = scales = torch.empty(0)
+    if scale is not None:
+        scales = torch.zeros(capacity)
+        scales[: len(order)] = call.swap(scale[token_of], *splits)[order]
     assist = torch.full((capacity, ASSIST_WORDS), -1, dtype=torch.int32)
     origin = torch.arange(ep_world_size).repeat_interleave(received.sum(1))
     assist[: len(order), 0] = origin[order].to(torch.int32)
     per_expert = received.sum(0)
-    nothing = torch.empty(0)
     return (
         rows,
-        nothing,
+        scales,
         assist.view(-1),
         per_expert.cumsum(0) if expert_token_nums_type == CUMULATIVE else per_expert,
         received.t().reshape(-1).cumsum(0).to(torch.int32),
@@ -202,8 +215,10 @@ def npu_moe_distribute_combine_v2(
     tokens, choices = expert_ids.shape
     right = expert_scales.dtype == torch.float32 and expert_scales.shape == expert_ids.shape
     check(right, "expert_scales", f"float32 {tuple(expert_ids.shape)}, not {expert_scales.dtype}")
-    for name, unused in (("tp_send_counts", tp_send_counts), ("expand_scales", expand_scales)):
-        check(unused is None or unused.numel() == 0, name, "only what the dispatch returned")
+    unused = expand_scales is None or expand_scales.numel() == 0
+    check(unused, "expand_scales", "only what the dispatch returned")
+    right = tp_send_counts is None or tp_send_counts.numel() == 0 or tp_send_counts.dtype == torch.int32
+    check(right, "tp_send_counts", "int32; counts nothing, as there is one rank of tensor parallelism")
     groups = call.experts_here * ep_world_size
     right = ep_send_counts.dtype == torch.int32 and tuple(ep_send_counts.shape) == (groups,)
     check(right, "ep_send_counts", f"int32 [{groups}], not {ep_send_counts.dtype} {tuple(ep_send_counts.shape)}")

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from torch_npu import formats
 from torch_npu.operators.normalisation import rms_norm
 from torch_npu.operators.paged_cache import PADDING
 from torch_npu.operators.rotary import interleaved
@@ -80,6 +81,7 @@ def npu_transpose_batchmatmul(
         check(right, name, f"a permutation of 0, 1, 2, not {permutation}")
     check(input.dim() == 3 and weight.dim() == 3, "input", "both factors have three dimensions")
     check(input.dtype == weight.dtype, "weight", f"{weight.dtype}, where the input is {input.dtype}")
+    weight = formats.in_order(weight, "weight")
     left, right_factor = input.permute(tuple(perm_x1 or (0, 1, 2))), weight.permute(tuple(perm_x2 or (0, 1, 2)))
     fits = left.shape[0] == right_factor.shape[0] and left.shape[2] == right_factor.shape[1]
     check(fits, "weight", f"{tuple(left.shape)} @ {tuple(right_factor.shape)}")

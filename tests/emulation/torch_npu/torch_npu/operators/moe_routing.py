@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from torch_npu.operators.quantisation import check_row_scale, quantised
 from torch_npu.strict import check, operator
 
 MAX_GATED_EXPERTS = 2048
@@ -22,6 +23,9 @@ SOFTMAX, SIGMOID = 0, 1
 
 BY_MAXIMUM, BY_BEST_TWO = 0, 1
 """group_select_mode: a group of experts is as good as its best score, or as the sum of its best two."""
+
+UNQUANTISED, DYNAMIC = -1, 1
+"""quant_mode: tokens as they are, or int8 with a scale each."""
 
 NOT_ACTIVE = -1
 """The row of a choice that is not in the active range."""
@@ -107,17 +111,23 @@ def npu_moe_gating_top_k(
 def route(
     x: torch.Tensor,
     expert_idx: torch.Tensor,
+    scale: torch.Tensor | None,
     active_num: int,
     expert_num: int,
     expert_tokens_num_type: int,
     expert_tokens_num_flag: bool,
+    quant_mode: int,
     active_expert_range: Sequence[int],
     row_idx_type: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Sorts the tokens ``[T, H]`` by the experts that they chose, ``[T, K]`` int32, as far as those are active.
 
-    Returns the sorted rows ``[T * K, H]`` (what no active choice fills, undefined on a device, is 0), the row of each
-    choice, int32 ``[T * K]`` with `NOT_ACTIVE` for the others, the tokens of each active expert, int64, and nothing.
+    Documented as aclnnMoeInitRoutingV3. With quant_mode `DYNAMIC`, tokens are quantised, see `quantised`, and their
+    scales sorted too. With `UNQUANTISED`, `scale`, float32 ``[T]``, is sorted as the tokens are, which may be int8.
+
+    Returns the sorted rows ``[T * K, H]``, the row of each choice, int32 ``[T * K]`` with `NOT_ACTIVE` for the others,
+    the tokens of each active expert, int64, and the rows' scales, float32 ``[T * K]``, if there are any. Rows and
+    scales that no active choice fills, undefined on a device, are 0.
     """
     check(x.dim() == 2, "x", f"[T, H], not {tuple(x.shape)}")
     right = expert_idx.dtype == torch.int32 and expert_idx.dim() == 2 and len(expert_idx) == len(x)
@@ -138,15 +148,34 @@ def route(
         "expert_idx",
         f"outside 0..{expert_num - 1}: {flat.min() if choices else 0}..{flat.max() if choices else 0}",
     )
+    x, by_token = _with_scales(x, scale, quant_mode)
     active = (flat >= first) & (flat < end)
     count = int(active.sum())
     order = torch.where(active, flat, expert_num).argsort(stable=True)[:count]
+    tokens_in_order = order // max(1, expert_idx.shape[1])
     rows = x.new_zeros(choices, x.shape[1])
-    rows[:count] = x[order // max(1, expert_idx.shape[1])]
+    rows[:count] = x[tokens_in_order]
+    scales = torch.empty(0)
+    if by_token is not None:
+        scales = torch.zeros(choices)
+        scales[:count] = by_token[tokens_in_order]
     row_of = torch.full((choices,), NOT_ACTIVE, dtype=torch.int32)
     row_of[order] = torch.arange(count, dtype=torch.int32)
     tokens = torch.bincount(flat[active] - first, minlength=end - first)
-    return rows, row_of, tokens.cumsum(0) if expert_tokens_num_type == CUMULATIVE else tokens, torch.empty(0)
+    return rows, row_of, tokens.cumsum(0) if expert_tokens_num_type == CUMULATIVE else tokens, scales
+
+
+def _with_scales(
+    x: torch.Tensor, scale: torch.Tensor | None, quant_mode: int
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    check(quant_mode in (UNQUANTISED, DYNAMIC), "quant_mode", f"-1 and 1 are emulated, not {quant_mode}")
+    if quant_mode == DYNAMIC:
+        check(x.is_floating_point(), "x", f"{x.dtype} cannot be quantised")
+        check(scale is None, "scale", "of smoothing is not emulated")
+        return quantised(x)
+    if scale is not None:
+        check_row_scale(scale, len(x), "scale")
+    return x, scale
 
 
 @operator(
@@ -158,17 +187,19 @@ def route(
 def npu_moe_init_routing_v2(
     x: torch.Tensor,
     expert_idx: torch.Tensor,
+    scale: torch.Tensor | None,
     active_num: int,
     expert_num: int,
     expert_tokens_num_type: int,
     expert_tokens_num_flag: bool,
+    quant_mode: int,
     active_expert_range: Sequence[int],
     row_idx_type: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """See `route`."""
     return route(
-        x, expert_idx, active_num, expert_num, expert_tokens_num_type, expert_tokens_num_flag, active_expert_range,
-        row_idx_type,
+        x, expert_idx, scale, active_num, expert_num, expert_tokens_num_type, expert_tokens_num_flag, quant_mode,
+        active_expert_range, row_idx_type,
     )  # fmt: skip
 
 
