@@ -38,3 +38,9 @@ class Gating:
             expert_map,
         )
         return weights, rows
+
+    @staticmethod
+    def served_on(device: torch.device) -> bool:
+        """Whether the operator has a kernel for tensors of this device."""
+        key = {"cpu": "CPU", "cuda": "CUDA"}.get(device.type, "PrivateUse1")
+        return torch._C._dispatch_has_kernel_for_dispatch_key("npu_weave::gating_reroute", key)

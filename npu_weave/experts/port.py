@@ -45,8 +45,14 @@ class Routing(Protocol):
             slots: int32 ``[>= tokens]``, the slot of each, where `ids` are of other tokens than the step's, in order.
         """
 
-    def gate(self, logits: torch.Tensor, gating: Gating) -> tuple[torch.Tensor, torch.Tensor]:
-        """Chooses by ``[tokens, num_experts]`` and maps: weights float32 and rows int32, ``[tokens, top_k]`` each."""
+    def gate(
+        self, logits: torch.Tensor, gating: Gating, slots: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Chooses by ``[tokens, num_experts]`` and maps: weights float32 and rows int32, ``[tokens, top_k]`` each.
+
+        Args:
+            slots: as for `reroute`.
+        """
 
 
 class MoELayerPort(Protocol):

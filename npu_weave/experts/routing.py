@@ -34,14 +34,17 @@ class LayerRouting:
         rows: torch.Tensor = torch.ops.npu_weave.reroute.default(ids, slots, self._layer.map.table)
         return rows
 
-    def gate(self, logits: torch.Tensor, gating: Gating) -> tuple[torch.Tensor, torch.Tensor]:
-        """Choose experts by `logits` ``[tokens, num_experts]`` and reroute them, in one operator: weights and rows.
+    def gate(
+        self, logits: torch.Tensor, gating: Gating, slots: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`Routing.gate`.
 
         Raises:
-            IntegrityError: TOKENS_MISALIGNED.
+            IntegrityError: TOKENS_MISALIGNED, without `slots`.
         """
-        self._check(logits.shape[0])
-        return gating.gate(logits, self.token_slots.buffer, self._layer.map.table)
+        if slots is None:
+            slots = self.slots(of=logits.shape[0])
+        return gating.gate(logits, slots, self._layer.map.table)
 
     def _check(self, tokens: int) -> None:
         if tokens < self.token_slots.used:

@@ -208,6 +208,41 @@ def test_a_load_that_fails_on_every_rank(served: Served, tmp_path: Path) -> None
     assert_exact(served, [(0, 0), (1, 1), (2, BASE), (1, 0)])
 
 
+def fuse_gating(worker: Any) -> None:
+    """Has the layers choose rows by the fused operator, which answers as the emulated one but for rounding."""
+    from torch_npu import strict
+
+    from npu_weave.engine.ascend import fused_gating
+
+    worker.same_answers, fused_gating.same_answers = fused_gating.same_answers, lambda *_: True
+    for port in worker.model_runner.lora_manager._ports:
+        port._routed._gate._decided = False
+    strict.CALLS.clear()
+
+
+def separate_gating(worker: Any) -> dict[str, int]:
+    """Undoes `fuse_gating`. Returns the calls of operators since."""
+    from torch_npu import strict
+
+    from npu_weave.engine.ascend import fused_gating
+
+    calls = dict(strict.CALLS)
+    fused_gating.same_answers = worker.same_answers
+    for port in worker.model_runner.lora_manager._ports:
+        port._routed._gate._decided = False
+    return calls
+
+
+def test_gating_and_rerouting_in_one_operator(served: Served) -> None:
+    served.llm.collective_rpc(fuse_gating)
+    try:
+        assert_exact(served, JOBS)
+    finally:
+        counted = served.llm.collective_rpc(separate_gating)
+    assert all("moe_gating_top_k" not in calls and calls["npu_grouped_matmul"] > 0 for calls in counted), counted
+    assert_exact(served, JOBS)
+
+
 def poison(worker: Any, revision_of: str) -> int:
     """Fills the rows of an adapter with NaN, and has grouped matmuls note when they read such a row.
 

@@ -17,6 +17,7 @@ import torch
 from vllm.config import VllmConfig
 from vllm_ascend.ascend_forward_context import MoECommType, select_moe_comm_method
 
+from npu_weave.engine.ascend.fused_gating import FusedGate
 from npu_weave.engine.ascend.token_share import dispatched_slots
 from npu_weave.experts.placement import ExpertPlacement
 from npu_weave.experts.port import Routing
@@ -27,10 +28,18 @@ class RoutedLayer:
 
     Args:
         weights: field of ``MoEWeights`` -> the whole virtual tensor ``[rows, ...]``; ``w1`` and ``w2`` at least.
+        gate: chose rows already, if it was asked; None where it never is.
     """
 
-    def __init__(self, weights: Mapping[str, torch.Tensor], routing: Routing, placement: ExpertPlacement) -> None:
+    def __init__(
+        self,
+        weights: Mapping[str, torch.Tensor],
+        routing: Routing,
+        placement: ExpertPlacement,
+        gate: FusedGate | None,
+    ) -> None:
         self._weights = dict(weights)
+        self._gate = gate
         self._routing = routing
         self._placement = placement
         self._rows = weights["w1"].shape[0]
@@ -48,13 +57,16 @@ class RoutedLayer:
     def widen(self, method: Any, asked: Any) -> Any:
         """`asked` (``MoEFusedExpertsInput``) with rows of this layer. Sets the counts of `method`'s dispatcher."""
         self._set_counts(method.token_dispatcher)
-        slots = dispatched_slots(method.prepare_finalize, self._routing, asked.topk_ids.shape[0])
+        rows = asked.topk_ids
+        if self._gate is None or not self._gate.gave(rows):
+            slots = dispatched_slots(method.prepare_finalize, self._routing, rows.shape[0])
+            rows = self._routing.reroute(rows, slots)
         routing = asked.routing
         if self._expert_map is not None:
             routing = dataclasses.replace(routing, expert_map=self._expert_map)
         return dataclasses.replace(
             asked,
-            topk_ids=self._routing.reroute(asked.topk_ids, slots),
+            topk_ids=rows,
             weights=self._whole(asked.weights),
             routing=routing,
         )

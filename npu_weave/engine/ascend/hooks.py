@@ -33,6 +33,20 @@ def choose_communication_without_lora(module: ModuleType) -> None:
     module.select_moe_comm_method = select_moe_comm_method  # type: ignore[attr-defined]
 
 
+def gate_in_one_operator(module: ModuleType) -> None:
+    """Layers of ours may choose rows at once."""
+    operators = module.DeviceOperator
+    original = operators.moe_gating_top_k
+
+    @functools.wraps(original)
+    def moe_gating_top_k(x: Any, **settings: Any) -> Any:
+        from npu_weave.engine.ascend import fused_gating
+
+        return fused_gating.gated(original, x, settings)
+
+    operators.moe_gating_top_k = staticmethod(moe_gating_top_k)
+
+
 def dispatch_rows(module: ModuleType) -> None:
     """Layers of ours are dispatched by rows."""
     method = module.MoECommMethod

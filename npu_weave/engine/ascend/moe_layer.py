@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,8 +12,10 @@ from vllm.config import VllmConfig
 
 from npu_weave.adapters.adapter import ExpertTensors
 from npu_weave.adapters.geometry import MoEGeometry
-from npu_weave.engine.ascend import dispatch, npu, weight_forms
+from npu_weave.engine.ascend import dispatch, fused_gating, npu, weight_forms
+from npu_weave.engine.ascend.fused_gating import FusedGate
 from npu_weave.engine.ascend.limits import row_limit
+from npu_weave.engine.ascend.token_share import slots_in_apply
 from npu_weave.engine.ascend.weight_forms import WeightForm
 from npu_weave.engine.vllm.backend import in_layer_order, index_in
 from npu_weave.errors import UnsupportedError
@@ -32,10 +35,10 @@ class AscendMoELayer:
     (`dispatch`). What FRACTAL_NZ tensors hold is moved as their blocks, see `memory.npu_tensor`.
 
     Attributes:
-        gating_is_fused: False; the engine's gating stays, its ids are rerouted.
+        gating_is_fused: None; it is settled at the first step, see `fused_gating`.
     """
 
-    gating_is_fused = False
+    gating_is_fused = None
 
     def __init__(
         self, name: str, index: int, experts: Any, expert_map: torch.Tensor | None, config: VllmConfig
@@ -49,6 +52,8 @@ class AscendMoELayer:
         self.num_experts = self._geometry.num_experts
         self._slice = (1, 0) if moe.ep_size > 1 else (moe.tp_size, moe.tp_rank)
         self._limit = row_limit(moe.ep_size, mc2=dispatch.may_use_mc2(config))
+        # whoever asked for the ids of experts is not to be given rows
+        self._returns_ids = bool(getattr(config.model_config, "enable_return_routed_experts", False))
         self._form = self._known_form(expert_map)
         self._kernel_shapes = {each: (*self._tensor(each).shape[1:],) for each in self._form.fields}
         self._formats = {each: npu_tensor.format_of(self._tensor(each)) for each in self._form.fields}
@@ -91,7 +96,11 @@ class AscendMoELayer:
     def insert_routing(self, routing: Routing) -> None:
         """`MoELayerPort.insert_routing`: from now on dispatch finds this layer by its weights."""
         whole = {field: self._declared(name, self._rows[name]) for name, field in self._form.fields.items()}
-        self._routed = dispatch.RoutedLayer(whole, routing, self.placement)
+        gate = None
+        if not self._returns_ids:
+            gate = FusedGate(self.name, self.num_experts, routing, partial(slots_in_apply, routing))
+            fused_gating.listen(self._experts.quant_method, self._experts, gate)
+        self._routed = dispatch.RoutedLayer(whole, routing, self.placement, gate)
         dispatch.register(self._routed)
 
     def check_seated(self) -> None:

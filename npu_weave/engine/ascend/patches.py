@@ -16,6 +16,13 @@ PATCHES: tuple[Patch, ...] = (
         hooks.choose_communication_without_lora,
     ),
     Patch(
+        "vllm_ascend.device.device_op",
+        "DeviceOperator.moe_gating_top_k",
+        "gating and rerouting are one operator, where it answers as vllm-ascend's own",
+        "vllm-ascend maps experts to rows by a table of each token's",
+        hooks.gate_in_one_operator,
+    ),
+    Patch(
         "vllm_ascend.ops.fused_moe.moe_comm_method",
         "MoECommMethod.fused_experts",
         "tokens go to rows of the widened weights: after gating, padding and splitting, before any dispatch",

@@ -19,6 +19,11 @@ class Share(NamedTuple):
     of: int
 
 
+def slots_in_apply(routing: Routing, tokens: int) -> torch.Tensor:
+    """`dispatched_slots` by the communication method of the step in hand."""
+    return dispatched_slots(_EXTRA_CTX.moe_comm_method.prepare_finalize, routing, tokens)
+
+
 def dispatched_slots(prepared: Any, routing: Routing, tokens: int) -> torch.Tensor:
     """The slots of the tokens that a rank is about to dispatch, int32 ``[>= tokens]``, after ``prepare``.
 

@@ -16,13 +16,11 @@ from npu_weave.experts.port import MoELayerPort
 
 
 class EngineMoELayer(MoELayerPort, Protocol):
-    """`MoELayerPort` of a running engine.
+    """`MoELayerPort` of a running engine."""
 
-    Attributes:
-        gating_is_fused: whether one operator gates and reroutes here.
-    """
-
-    gating_is_fused: bool
+    @property
+    def gating_is_fused(self) -> bool | None:
+        """Whether one operator gates and reroutes here; None when that is settled at the first step."""
 
     @property
     def placement(self) -> ExpertPlacement:

@@ -7,6 +7,7 @@ serves, and where a single bit differs the engine's own gating stays, and its id
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ import torch
 from npu_weave.experts.gating import Gating
 
 _TRIAL_TOKENS = 512
+
+Answers = tuple[torch.Tensor, torch.Tensor]
+"""Weights and ids."""
 
 
 def gating_of(router: Any) -> Gating | None:
@@ -56,20 +60,43 @@ def fusable_gating(router: Any, experts: int, device: torch.device, dtype: torch
 
 
 def equals_engine(router: Any, gating: Gating, experts: int, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether the operator answers trial logits as `router` does, in every bit of weights and ids and in their order.
+    """Whether the operator answers trial logits as `router` does, see `same_answers`.
 
     Args:
         experts: that the router chooses from.
         dtype: of the router's logits.
     """
-    logits = _trial(experts, gating.top_k, dtype).to(device)
-    slots = torch.zeros(len(logits), dtype=torch.int32, device=device)
     base = torch.arange(experts, dtype=torch.int32, device=device)[None]
-    # routers look at the hidden states' number of tokens only
-    weights, ids = router._compute_routing(logits.new_zeros(len(logits), 1), logits, torch.int32)
-    own_weights, own_ids = gating.gate(logits, slots, base)
-    same_weights = weights.dtype == torch.float32 and torch.equal(
-        weights.contiguous().view(torch.int32), own_weights.view(torch.int32)
+
+    def theirs(logits: torch.Tensor) -> Answers:
+        # routers look at the hidden states' number of tokens only
+        weights, ids = router._compute_routing(logits.new_zeros(len(logits), 1), logits, torch.int32)
+        return weights, ids
+
+    def ours(logits: torch.Tensor) -> Answers:
+        return gating.gate(logits, torch.zeros(len(logits), dtype=torch.int32, device=device), base)
+
+    return same_answers(theirs, ours, experts, gating.top_k, device, dtype)
+
+
+def same_answers(
+    theirs: Callable[[torch.Tensor], Answers],
+    ours: Callable[[torch.Tensor], Answers],
+    experts: int,
+    top_k: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> bool:
+    """Whether two gates answer trial logits alike: types and bits of weights, ids, and the order of both.
+
+    Args:
+        theirs, ours: from logits ``[tokens, experts]`` to weights and ids ``[tokens, top_k]``.
+        dtype: of the logits.
+    """
+    logits = _trial(experts, top_k, dtype).to(device)
+    (weights, ids), (own_weights, own_ids) = theirs(logits), ours(logits)
+    same_weights = weights.dtype == own_weights.dtype and torch.equal(
+        weights.contiguous().view(torch.uint8), own_weights.contiguous().view(torch.uint8)
     )
     return same_weights and torch.equal(ids.to(torch.int32), own_ids)
 

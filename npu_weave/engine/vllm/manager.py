@@ -88,12 +88,14 @@ class WeaveAdapterManager:
         )
         for port in ports:
             port.insert_routing(LayerRouting(bank.layers[port.index], self.token_slots))
-        logger.info(
-            "npu-weave: gating and rerouting are one operator in %d of %d MoE layers; elsewhere the engine's own "
-            "gating stays, where one operator would not give its answers bit for bit",
-            sum(port.gating_is_fused for port in ports),
-            len(ports),
-        )
+        fused = [port.gating_is_fused for port in ports if port.gating_is_fused is not None]
+        if fused:
+            logger.info(
+                "npu-weave: gating and rerouting are one operator in %d of %d MoE layers; elsewhere the engine's own "
+                "gating stays, where one operator would not give its answers bit for bit",
+                sum(fused),
+                len(ports),
+            )
         return model
 
     # --- called by the engine core, through collective_rpc ---
