@@ -72,15 +72,16 @@ def _cpu(plain: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
 
 
 def _to(plain: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """So is what changes its type, and what goes to "cpu" by name. Else there is nothing to do."""
+    """What goes to the host or changes its type is put in order on the way; what is there already stays as it is."""
 
     @functools.wraps(plain)
     def to(tensor: torch.Tensor, *options: Any, **named: Any) -> torch.Tensor:
         if formats.declared(tensor) is None:
             return plain(tensor, *options, **named)
-        leaves = any(str(option).startswith("cpu") for option in (*options, *named.values()))
-        if not leaves and plain(tensor, *options, **named) is tensor:
-            return tensor
+        device, dtype, *_ = torch._C._nn._parse_to(*options, **named)
+        stays = (device is None or device.type != "cpu") and dtype in (None, tensor.dtype)
+        if stays:
+            return tensor.clone() if named.get("copy") else tensor
         with naming("torch.Tensor.to"):
             return plain(formats.in_order(tensor, "input"), *options, **named)
 
