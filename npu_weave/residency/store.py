@@ -186,13 +186,17 @@ class AdapterStore:
 
     def fingerprint(self) -> str:
         """Digest of what is staged and which slots and rows it has; equal on all ranks of a group."""
-        return _digest(sorted((revision, adapter.digest) for revision, adapter in self.staged.items()), self.layout())
+        staged = sorted((revision, adapter.digest) for revision, adapter in self.staged.items())
+        return _digest(staged, self.resident, self.layout())
 
     def layout(self) -> str:
-        """Digest of which content has which slot and rows, whatever its revision; equal on engines that install the
-        same adapters in the same order."""
+        """Digest of which content has which slot and rows, whatever its revision is called; equal on engines that
+        installed the same adapters in the same order."""
         slots = sorted((slot, self.staged[revision].digest) for revision, slot in self._slot_of.items())
-        return _digest(slots, [(index, sorted(layer.owned.items())) for index, layer in self.bank.layers.items()])
+        layers = self.bank.layers.items()
+        return _digest(
+            slots, [(index, layer.rows.rows_per_rank, sorted(layer.owned.items())) for index, layer in layers]
+        )
 
     def check_integrity(self) -> None:
         """Check slots against staged revisions, and everything below.

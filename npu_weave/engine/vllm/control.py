@@ -16,6 +16,7 @@ from npu_weave.adapters.geometry import MoEGeometry
 from npu_weave.config import WeaveConfig
 from npu_weave.engine.vllm import worker_calls
 from npu_weave.engine.vllm.loads import AdapterLoads, Load
+from npu_weave.engine.vllm.static_adapters import StaticAdapters
 from npu_weave.engine.vllm.workers import WorkerGroup, is_failure
 from npu_weave.errors import IntegrityError, WeaveError
 from npu_weave.residency.directory import AdapterDirectory, Revision
@@ -50,6 +51,8 @@ class AdapterControl:
     A revision is in use while a request of the scheduler names it; that is read off the scheduler when needed, not
     counted, so there is no count to get wrong. A request whose adapter is not staged is held outside the scheduler
     until it is, while others go on.
+
+    With data parallelism there is one such object for each rank, and adapters are fixed (`StaticAdapters`).
     """
 
     def __init__(self, core: EngineCore, config: WeaveConfig, refuse: Callable[[Any, Exception], None]) -> None:
@@ -65,6 +68,8 @@ class AdapterControl:
         geometry = MoEGeometry.from_config(vllm_config.model_config.hf_config.to_dict())
         self._workers = WorkerGroup(core.model_executor)
         self._directory = AdapterDirectory(lora_config.max_cpu_loras or lora_config.max_loras)
+        shared = vllm_config.parallel_config.data_parallel_size > 1
+        self._static = StaticAdapters(lora_config.max_loras) if shared else None
         self._loads = AdapterLoads(
             self._workers,
             self._directory,
@@ -72,6 +77,7 @@ class AdapterControl:
             background_threads("npu-weave-open"),
             make_room=self._make_room,
             ended=self._load_ended,
+            in_order=shared,
         )
         # an engine inside its caller has no loop of its own that would go on meanwhile
         self._waits = not hasattr(core, "input_queue")
@@ -88,16 +94,28 @@ class AdapterControl:
             WeaveError: by the future as well; nothing is changed then, on any worker.
         """
         asked = (request.lora_int_id, request.lora_name, request.lora_path)
+        again = bool(request.load_inplace)
         known = self._directory.find(*asked)
-        if known is not None and known.staged and not request.load_inplace:
+        if known is not None and known.staged and not again:
             return True
-        return self._outcome(self._loads.join_or_start(*asked, again=bool(request.load_inplace)).done)
+        load = None if again else self._loads.under_way(*asked)
+        if load is None:
+            if self._static is not None:
+                ids = self._directory.public_ids() | self._loads.public_ids
+                self._static.check_load(request.lora_name, request.lora_int_id, ids, again=again)
+            load = self._loads.start(*asked, again=again)
+        return self._outcome(load.done)
 
     def remove(self, public_id: int) -> bool:
         """Take an adapter out of service; its memory returns when its last request has finished.
 
         A load of it that is under way is given up, with the requests that wait for it.
+
+        Raises:
+            UnsupportedError: DATA_PARALLEL_STATIC.
         """
+        if self._static is not None:
+            raise self._static.refusal(f"adapter id {public_id}", "a removal")
         cancelled = self._loads.cancel(public_id)
         revision = self._directory.retire(public_id)
         if revision is None:
@@ -165,6 +183,7 @@ class AdapterControl:
             self._give_up(request, error)
             return
         if load is None:
+            self._begin_service()
             try:
                 enter(ready)
             finally:
@@ -204,6 +223,16 @@ class AdapterControl:
         self._loads.poll(may_wait=not self._core.batch_queue)
         if len(self._loads) and not self._core.scheduler.has_requests():
             time.sleep(IDLE_SECONDS)
+
+    def step_without_requests(self) -> None:
+        """Other data parallel ranks have requests, and this one takes part in their step.
+
+        Raises:
+            IntegrityError: RANKS_DISAGREE.
+        """
+        if self._static is not None and not self._static.serving:
+            self._begin_service()
+            self._workers.run(worker_calls.begin_service)
 
     @property
     def busy(self) -> bool:
@@ -250,12 +279,16 @@ class AdapterControl:
         """The load that a request has to wait for; None when it need not.
 
         Raises:
-            WeaveError: REVISION_NOT_STAGED.
+            WeaveError: REVISION_NOT_STAGED; DATA_PARALLEL_STATIC, it would have to be loaded first.
         """
         adapter = request.lora_request
         if adapter is None:
             return None
         if isinstance(request, EngineCoreRequest):
+            if self._static is not None:
+                raise self._static.refusal(
+                    f"request {request.request_id}", f"an adapter not loaded, {adapter.lora_name!r}"
+                )
             return self._loads.join_or_start(adapter.lora_int_id, adapter.lora_name, adapter.lora_path)
         revision = self._directory.get(adapter.lora_int_id)
         if revision is None:
@@ -286,6 +319,12 @@ class AdapterControl:
     def _give_up(self, request: EngineCoreRequest | Request, error: Exception) -> None:
         self._directory.release(request.request_id)
         self._refuse(request, error)
+
+    def _begin_service(self) -> None:
+        """From now on adapters stay, where they have to; what is still on its way is given up."""
+        if self._static is not None and not self._static.serving:
+            self._static.serving = True
+            self._loads.abandon()
 
     def _outcome(self, future: Future[bool]) -> bool | Future[bool]:
         return self._settle(future) if self._waits else future

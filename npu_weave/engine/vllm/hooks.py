@@ -215,6 +215,11 @@ def _after_step(control: Any, core: Any, original: _Method, *args: Any, **kwargs
     return result
 
 
+def _dummy_batch(control: Any, core: Any, original: _Method) -> Any:
+    control.step_without_requests()
+    return original()
+
+
 def _abort(control: Any, core: Any, original: _Method, request_ids: list[str]) -> None:
     original(request_ids)
     control.abort(request_ids)
@@ -246,6 +251,7 @@ _CORE_ACTIONS: dict[str, Callable[..., Any]] = {
     "add_request": _add_request,
     "abort_requests": _abort,
     "post_step": _after_step,
+    "execute_dummy_batch": _dummy_batch,
 }
 
 _PROCESS_ACTIONS: dict[str, Callable[..., Any]] = {

@@ -71,6 +71,7 @@ class AdapterLoads:
     Nothing here waits: files are opened on a thread of the core, read, packed and copied on threads of every worker,
     and `poll` moves each load on when all workers have done their part, so all ranks publish a revision or none. Loads
     of one public id follow each other, and so does the copying of all; loads of one directory share the reading.
+    `in_order` they all follow each other.
     """
 
     def __init__(
@@ -82,12 +83,14 @@ class AdapterLoads:
         *,
         make_room: Callable[[Revision], None],
         ended: Callable[[Load, WeaveError | None], None],
+        in_order: bool = False,
     ) -> None:
         """
         Args:
             thread: runs `opener`.
             make_room: drops host copies that are too many once this revision is staged; may raise WeaveError.
             ended: called when a load is over, before those who wait for it are told.
+            in_order: a load begins when the one before it is over, so that the order of calls is that of slots.
         """
         self._workers = workers
         self._directory = directory
@@ -95,6 +98,7 @@ class AdapterLoads:
         self._thread = thread
         self._make_room = make_room
         self._ended = ended
+        self._in_order = in_order
         self._loads: list[Load] = []
         self._asked: Future[list[Any]] | None = None
         self._ask_at = 0.0
@@ -102,6 +106,11 @@ class AdapterLoads:
 
     def __len__(self) -> int:
         return len(self._loads)
+
+    @property
+    def public_ids(self) -> set[int]:
+        """Ids under which something is to be published."""
+        return {load.public_id for load in self._loads}
 
     @property
     def held(self) -> int:
@@ -113,13 +122,21 @@ class AdapterLoads:
         for load in self._loads:
             load.held.pop(request_id, None)
 
-    def join_or_start(self, public_id: int, name: str, path: str, *, again: bool = False) -> Load:
-        """The load of (id, name, path) that is on its way, or a new one. With `again`, always a new one."""
+    def under_way(self, public_id: int, name: str, path: str) -> Load | None:
+        """The load of (id, name, path) that is on its way and may be joined."""
         asked = (public_id, name, path)
         for load in self._loads:
-            if not (again or load.again or load.restages) and (load.public_id, load.name, load.path) == asked:
+            if not (load.again or load.restages) and (load.public_id, load.name, load.path) == asked:
                 return load
+        return None
+
+    def start(self, public_id: int, name: str, path: str, *, again: bool = False) -> Load:
+        """A new load of (id, name, path)."""
         return self._start(Load(public_id, name, path, again))
+
+    def join_or_start(self, public_id: int, name: str, path: str) -> Load:
+        """The load of (id, name, path) that is on its way, or a new one."""
+        return self.under_way(public_id, name, path) or self.start(public_id, name, path)
 
     def restage(self, revision: Revision) -> Load:
         """The load that brings back the host copy of a known revision."""
@@ -171,6 +188,8 @@ class AdapterLoads:
 
     def _follows(self, load: Load) -> bool:
         """Whether an earlier load publishes under the same id: the last call is to have the last word."""
+        if self._in_order:
+            return bool(self._earlier(load))
         return not load.restages and any(
             other.public_id == load.public_id and not other.restages for other in self._earlier(load)
         )

@@ -51,7 +51,8 @@ PATCHES: tuple[Patch, ...] = (
     Patch(
         "vllm.v1.engine.core",
         "EngineCore: add_lora, remove_lora, list_loras, pin_lora, preprocess_add_request, add_request, abort_requests, "
-        "post_step, save_sharded_state, compute_weight_checksums; EngineCoreProc: has_work, _handle_shutdown",
+        "post_step, execute_dummy_batch, save_sharded_state, compute_weight_checksums; EngineCoreProc: has_work, "
+        "_handle_shutdown",
         "load before a request is scheduled and not inside a step, while steps go on; key the prefix cache by content; "
         "keep operations that read whole parameters off the holes",
         "vLLM offers revisions of adapters and a load that may fail without ending the engine",
