@@ -113,14 +113,6 @@ def test_top_k_top_p(k: int, p: float, seed: int) -> None:
     assert all(masked[0, i] == logits[0, i] for i in found)
 
 
-def test_there_is_one_memory_format() -> None:
-    x = random(2, 2)
-    assert torch_npu.npu_format_cast(x, 2) is x
-    assert torch_npu.get_npu_format(x) == 2
-    with pytest.raises(RefusedError, match=r"only ND .* 29 is FRACTAL_NZ"):
-        torch_npu.npu_format_cast(x, 29)
-
-
 X, G = random(2, 16), random(16)
 CACHE, POSITIONS = random(8, 16), torch.tensor([0, 7])
 REFUSED: dict[str, tuple[str, Callable[[], Any]]] = {

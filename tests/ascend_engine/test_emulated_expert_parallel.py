@@ -101,6 +101,26 @@ def test_there_and_back(ranks: int, tokens: int, idle: int, seed: int, cumulativ
         assert not rows[len(arrived) :].any()
 
 
+def test_rows_travel_quantised() -> None:
+    """They arrive as each rank would have quantised them itself, beside their scales."""
+    xs = [random(3, 8, seed=rank).bfloat16() for rank in range(2)]
+    ids = [ids_of(3, 2, 6, seed) for seed in range(2)]
+
+    def rank_of(rank: int, name: str) -> tuple[torch.Tensor, ...]:
+        plain = dispatched(rank, name, xs[rank], ids[rank])
+        rows, scales, *rest = dispatched(rank, name, xs[rank], ids[rank], quant_mode=2)
+        assert plain[1].numel() == 0
+        assert all(torch.equal(ours, theirs) for ours, theirs in zip(rest, plain[2:], strict=True))
+        return plain[0], rows, scales
+
+    for plain, rows, scales in on_ranks(2, rank_of):
+        assert (rows.dtype, rows.shape, scales.dtype, scales.shape) == (torch.int8, plain.shape, torch.float32, (12,))
+        torch.testing.assert_close(scales, plain.float().abs().amax(1) / 127)
+        error = (rows.float() * scales[:, None] - plain.float()).abs()
+        assert (error <= 0.5001 * scales[:, None]).all()
+        assert rows.any()
+
+
 def test_uneven_tokens_need_global_bs() -> None:
     def rank_of(rank: int, name: str) -> int:
         tokens = 1 + rank
@@ -141,7 +161,8 @@ REFUSED: dict[str, Callable[[int, str], Any]] = {
     "group_ep: 'nobody' is not the name of a group": lambda r, n: dispatched(r, "nobody", X, IDS),
     "is not this rank": lambda r, n: dispatched(1 - r, n, X, IDS),
     "comm_alg": lambda r, n: dispatched(r, n, X, IDS, comm_alg="hierarchy"),
-    "quant_mode: only the default": lambda r, n: dispatched(r, n, X, IDS, quant_mode=2),
+    "quant_mode: 0 and 2 are emulated, not 4": lambda r, n: dispatched(r, n, X, IDS, quant_mode=4),
+    "scales: only the default": lambda r, n: dispatched(r, n, X, IDS, quant_mode=2, scales=X[:1]),
     "shared_expert_rank_num: only the default": lambda r, n: dispatched(r, n, X, IDS, shared_expert_rank_num=1),
     "tp_world_size: only 0 and 1": lambda r, n: dispatched(r, n, X, IDS, tp_world_size=2),
     "global_bs": lambda r, n: dispatched(r, n, X, IDS, global_bs=3),
@@ -167,6 +188,8 @@ def test_combine_refuses_what_the_dispatch_did_not_return() -> None:
             "expert_scales: float32 (2, 2)": {"expert_scales": torch.ones(2, 2).half()},
             "assist_info_for_combine": {"assist_info_for_combine": assist[:-1]},
             "comm_quant_mode: only the default": {"comm_quant_mode": 2},
+            "tp_send_counts: int32": {"tp_send_counts": torch.ones(1)},
+            "expand_scales: only what": {"expand_scales": torch.ones(1)},
         }.items():
             with pytest.raises(RefusedError) as refused:
                 combined(rank, name, rows, IDS, **right | wrong)

@@ -71,7 +71,7 @@ ROUTINGS: list[Callable[..., Any]] = [
     lambda *args, **named: torch_npu.npu_moe_init_routing_v2(*args, **named),
     lambda *args, **named: torch.ops._C_ascend.npu_moe_init_routing_custom(*args, **named),
 ]
-COUNTED = {"expert_tokens_num_flag": True, "expert_tokens_num_type": 1}
+COUNTED = {"expert_tokens_num_flag": True, "expert_tokens_num_type": 1, "quant_mode": -1}
 
 
 @pytest.mark.parametrize("route", ROUTINGS)
@@ -93,7 +93,7 @@ def test_routing(
         expected[place] = row
     assert row_of.tolist() == expected.tolist()
     assert counts.tolist() == [sum(e == expert for e, _ in order) for expert in range(first, end)]
-    named |= {"expert_tokens_num_flag": True, "expert_tokens_num_type": 0}
+    named |= COUNTED | {"expert_tokens_num_type": 0}
     assert route(x, ids, expert_num=8, **named)[2].tolist() == counts.cumsum(0).tolist()
 
 
@@ -179,7 +179,7 @@ REFUSED: dict[str, Callable[[], None]] = {
     "active_expert_range: 4..9 of 8": lambda: route(active_expert_range=[4, 9]),
     "active_expert_range: 4..4": lambda: route(active_expert_range=[4, 4]),
     "expert_tokens_num_flag: only True": lambda: route(expert_tokens_num_flag=False),
-    "quant_mode: only the default": lambda: route(quant_mode=1),
+    "drop_pad_mode: only the default": lambda: route(drop_pad_mode=1),
     "row_idx_type: 0": lambda: route(row_idx_type=1),
     "group_list: a group of -1 rows": lambda: multiply([3, -1]),
     "group_list: 5 rows in all, but x has 4": lambda: multiply([3, 2]),
@@ -193,7 +193,9 @@ REFUSED: dict[str, Callable[[], None]] = {
     "weight: torch.float16, where x is": lambda: multiply([1, 1], weight=[random(2, 3, 5).half()]),
     "weight: one x and one weight": lambda: multiply([1, 1], weight=[random(2, 3, 5)] * 2),
     "weight: at most 1024 groups": lambda: multiply([1, 1], weight=[torch.empty(1025, 3, 5)]),
-    "scale: only the default": lambda: multiply([1, 1], scale=[random(2, 5)]),
+    "scale: only for int8": lambda: multiply([1, 1], scale=[random(2, 5)]),
+    "per_token_scale: only for int8": lambda: multiply([1, 1], per_token_scale=[random(4)]),
+    "output_dtype: torch.float32 like x": lambda: multiply([1, 1], output_dtype=torch.bfloat16),
     "act_type: only the default": lambda: multiply([1, 1], act_type=1),
     "weight: List[Tensor], not Tensor": lambda: multiply([1, 1], weight=random(2, 3, 5)),
     "sorted_indices: outside 0..3": lambda: unpermute([0, 4]),

@@ -15,7 +15,7 @@ import torch
 from torch_npu import formats
 from torch_npu.strict import check, naming
 
-PRODUCTS = ("addmm", "baddbmm", "bmm", "einsum", "matmul", "mm", "__matmul__", "__rmatmul__")
+PRODUCTS = ("addmm", "baddbmm", "einsum", "matmul", "mm", "__matmul__", "__rmatmul__")
 COPIES = ("bfloat16", "copy_", "double", "float", "half", "int", "item", "numpy", "tolist")
 GATHERS = ("cat", "gather", "index_select", "scatter_", "stack", "take_along_dim", "where")
 WRITES = ("__setitem__", "fill_", "index_copy_", "index_put_", "zero_")
@@ -27,6 +27,7 @@ REFUSING = (*PRODUCTS, *COPIES, *GATHERS, *WRITES, *ARITHMETIC)
 def install() -> None:
     """Wraps the functions. Once a process, before anything keeps one of them."""
     torch.nn.functional.linear = _linear(torch.nn.functional.linear)
+    torch.bmm = _bmm(torch.bmm)
     torch.Tensor.clone = _clone(torch.Tensor.clone)
     torch.Tensor.cpu = _cpu(torch.Tensor.cpu)
     torch.Tensor.to = _to(torch.Tensor.to)
@@ -45,6 +46,15 @@ def _linear(plain: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         return plain(input, weight, bias)
 
     return linear
+
+
+def _bmm(plain: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(plain)
+    def bmm(input: torch.Tensor, mat2: torch.Tensor, **named: Any) -> torch.Tensor:
+        with naming("torch.bmm"):
+            return plain(formats.in_order(input, "input"), formats.in_order(mat2, "mat2"), **named)
+
+    return bmm
 
 
 def _clone(plain: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

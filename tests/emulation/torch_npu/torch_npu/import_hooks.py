@@ -20,6 +20,7 @@ KEEP_FLOAT32 = "EMULATED_NPU_MLA_FLOAT32"
 """Set to 1, MLA's prefill stays in float32. Otherwise it casts queries, keys and values to bfloat16, whatever the type
 of the model: the attention operator takes nothing else on a device. Then no engine equals a float32 reference."""
 
+
 @contextlib.contextmanager
 def _already_there(module: torch.nn.Module, target: torch.device) -> Iterator[torch.nn.Module]:
     yield module
