@@ -135,8 +135,9 @@ def _plain_product(
         check(right, "bias", f"one tensor [{groups}, {width}]")
 
     def product(group: int, part: slice) -> torch.Tensor:
-        result = rows[part].float() @ formats.matrix_of(experts, group).float()
-        return result if bias is None else result + bias[0][group].float()
+        # float64: a row's result does not depend on how many rows its group has
+        result = rows[part].double() @ formats.matrix_of(experts, group).double()
+        return result if bias is None else result + bias[0][group].double()
 
     return rows.dtype, product
 
