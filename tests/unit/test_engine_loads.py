@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
-from fixtures.disk_adapters import MODEL_CONFIG, Rank, disk_adapter, until
+from fixtures.disk_adapters import disk_adapter, until
+from fixtures.plain_core import Core, Disk, begin, lora
 from fixtures.plain_layers import (  # noqa: F401 (an autouse fixture)
     check_served,
     no_bank_outlives_its_test,
@@ -18,15 +17,10 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 
-from npu_weave.config import WeaveConfig
-from npu_weave.engine.vllm.control import AdapterControl
 from npu_weave.errors import AdapterFileError, WeaveError
-from npu_weave.experts.packed import PackedAdapter
-from npu_weave.memory import FaultDriver, HostDriver
 
 pytestmark = pytest.mark.engine
 
-Disk = dict[int, tuple[Path, PackedAdapter]]
 EXPERTS = {1: {0: [1, 2], 1: [3]}, 2: {0: [0], 1: [0, 1]}, 3: {1: [2]}, 4: {0: [3]}}
 SLOTS, HOST = 2, 3
 
@@ -37,96 +31,11 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Disk:
     return {number: disk_adapter(root / f"a{number}", experts, number) for number, experts in EXPERTS.items()}
 
 
-class Core:
-    """What `AdapterControl` sees of vLLM's engine core, over two ranks."""
-
-    def __init__(self, model: Path, cache: int | None = None) -> None:
-        self.drivers = [FaultDriver(HostDriver()) for _ in range(2)]
-        for driver in self.drivers:
-            driver.arm(None)
-        self.ranks = [Rank(driver, slots=SLOTS, cache=cache, host_limit=HOST) for driver in self.drivers]
-        self.model_executor = self
-        self.scheduler = SimpleNamespace(requests={}, has_requests=lambda: bool(self.scheduler.requests))
-        self.batch_queue = None
-        self.input_queue = object()
-        self.vllm_config = SimpleNamespace(
-            lora_config=SimpleNamespace(max_loras=SLOTS, max_cpu_loras=HOST),
-            model_config=SimpleNamespace(model=str(model), hf_config=SimpleNamespace(to_dict=lambda: MODEL_CONFIG)),
-        )
-        self.refused: dict[str, Exception] = {}
-        self.control = AdapterControl(self, WeaveConfig(), self._refuse)  # type: ignore[arg-type]
-
-    def collective_rpc(self, call: Callable[..., Any], *, args: tuple[Any, ...] = (), non_block: bool = False) -> Any:
-        results = [call(rank, *args) for rank in self.ranks]
-        if not non_block:
-            return results
-        future: Future[Any] = Future()
-        future.set_result(results)
-        return future
-
-    def preprocess_add_request(self, request: EngineCoreRequest) -> tuple[Any, int]:
-        """As the hook: a request of the scheduler, or the request as it came."""
-        if not self.control.admit(request):
-            return request, 0
-        return SimpleNamespace(request_id=request.request_id, lora_request=request.lora_request), 0
-
-    def request(self, name: str, asked: LoRARequest | None) -> None:
-        """A request arrives, on the input thread and then on the main thread."""
-        arrived = EngineCoreRequest(
-            request_id=name, prompt_token_ids=[1], mm_features=None, sampling_params=SamplingParams(),
-            pooling_params=None, arrival_time=0.0, lora_request=asked, cache_salt=None, data_parallel_rank=None,
-        )  # fmt: skip
-        self.control.submit(self.preprocess_add_request(arrived)[0], self._enter)
-
-    def finish(self, name: str) -> None:
-        del self.scheduler.requests[name]
-        self.control.collect()
-
-    def settle(self) -> None:
-        """Until no load is under way."""
-
-        def is_over() -> bool:
-            self.control.poll()
-            return not self.control.busy
-
-        until(is_over)
-        self.check()
-
-    def check(self) -> None:
-        """Invariants, and that the ranks agree."""
-        self.control.memory()
-        assert len({rank.store.fingerprint() for rank in self.ranks}) == 1
-
-    def staged(self) -> list[set[int]]:
-        return [set(rank.store.staged) for rank in self.ranks]
-
-    def close(self) -> None:
-        for rank in self.ranks:
-            rank.close()
-
-    def _enter(self, ready: Any) -> None:
-        self.scheduler.requests[ready.request_id] = ready
-
-    def _refuse(self, request: Any, error: Exception) -> None:
-        self.refused[request.request_id] = error
-
-
 @pytest.fixture
 def core(tmp_path: Path) -> Iterator[Core]:
-    made = Core(tmp_path / "no checkpoint here")
+    made = Core(tmp_path / "no checkpoint here", SLOTS, HOST)
     yield made
     made.close()
-
-
-def lora(disk: Disk, number: int, public_id: int | None = None, **fields: Any) -> LoRARequest:
-    public_id = public_id or number
-    return LoRARequest(f"adapter{public_id}", public_id, str(disk[number][0]), **fields)
-
-
-def begin(core: Core, request: LoRARequest) -> Future[bool]:
-    future = core.control.add(request)
-    assert isinstance(future, Future)
-    return future
 
 
 def test_a_load_ends_on_all_ranks(core: Core, disk: Disk) -> None:
@@ -165,7 +74,7 @@ def test_requests_that_arrive_on_32_threads_share_a_load(core: Core, disk: Disk)
     ]  # fmt: skip
     with ThreadPoolExecutor(32) as threads:
         for ready in threads.map(lambda request: core.preprocess_add_request(request)[0], arrived):
-            core.control.submit(ready, core._enter)
+            core.control.submit(ready, core.enter)
             core.control.poll()
     core.settle()
     assert len(core.scheduler.requests) == 32 and core.control.load_report()["begun"] == 1
