@@ -24,6 +24,7 @@ PARALLEL = {
     "data_parallel_size": 1,
     "data_parallel_hybrid_lb": False,
     "data_parallel_external_lb": False,
+    "distributed_executor_backend": "mp",
 }
 
 
@@ -73,6 +74,11 @@ CASES = [
     Case(
         "--data-parallel-hybrid-lb or --data-parallel-external-lb",
         config(data_parallel_size=2, data_parallel_hybrid_lb=True),
+        config(data_parallel_size=2),
+    ),
+    Case(
+        "external_launcher with --data-parallel-size > 1",
+        config(data_parallel_size=2, distributed_executor_backend="external_launcher"),
         config(data_parallel_size=2),
     ),
     Case(

@@ -151,9 +151,13 @@ def test_a_request_loads_nothing(core: Core, disk: Disk) -> None:
     assert "known" in core.scheduler.requests
 
 
-def test_ranks_compare_before_a_step_without_requests_once(core: Core, disk: Disk) -> None:
+@pytest.mark.parametrize("admitted", [False, True], ids=["no request", "a request that was aborted"])
+def test_ranks_compare_before_a_step_without_requests_once(admitted: bool, core: Core, disk: Disk) -> None:
     begin(core, lora(disk, 1))
     core.settle()
+    if admitted:
+        core.request("goes", lora(disk, 1))
+        core.finish("goes")
     for _ in range(3):
         core.control.step_without_requests()
     assert [rank.layouts for rank in core.ranks] == [[rank.store.layout()] for rank in core.ranks]

@@ -75,6 +75,14 @@ ON_NPU: tuple[Refusal, ...] = (
         "serve all ranks from one server; other machines join with --headless",
     ),
     Refusal(
+        "external_launcher with --data-parallel-size > 1",
+        lambda config: (
+            _data_parallel(config) and config.parallel_config.distributed_executor_backend == "external_launcher"
+        ),
+        "ranks without requests take part in the others' steps in another way, never proved exact with adapters",
+        "leave --distributed-executor-backend to vLLM",
+    ),
+    Refusal(
         "enable_flashcomm1 with --data-parallel-size > 1",
         lambda config: _data_parallel(config) and bool(_value(config, "enable_flashcomm1", _FLASHCOMM1)),
         "sequence parallelism gathers the ranks' tokens in another way, never proved exact with adapters",

@@ -230,9 +230,11 @@ class AdapterControl:
         Raises:
             IntegrityError: RANKS_DISAGREE.
         """
-        if self._static is not None and not self._static.serving:
+        if self._static is not None and not self._static.compared:
             self._begin_service()
+            # a request may have been admitted, and have come to no step yet
             self._workers.run(worker_calls.begin_service)
+            self._static.compared = True
 
     @property
     def busy(self) -> bool:

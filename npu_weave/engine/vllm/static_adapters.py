@@ -19,11 +19,13 @@ class StaticAdapters:
 
     Attributes:
         serving: whether the first step, with requests or without, has been asked for.
+        compared: whether the workers are known to have compared what they hold with other ranks.
     """
 
     def __init__(self, slots: int) -> None:
         self._slots = slots
         self.serving = False
+        self.compared = False
 
     def check_load(self, name: str, public_id: int, known: Collection[int], *, again: bool) -> None:
         """Whether an adapter that is not in service may be loaded.
