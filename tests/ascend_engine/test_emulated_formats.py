@@ -176,6 +176,14 @@ def test_one_memory_in_several_formats() -> None:
     assert not again.cpu().any()
 
 
+def test_a_storage_declared_anew() -> None:
+    cast = blocked(2, 32, 32)
+    storage = cast.untyped_storage()
+    described = {"dtype": cast.dtype, "size": [16], "stride": [1], "storage_offset": 0, "npu_format": ND}
+    torch_npu._C._construct_NPU_Tensor_From_Storage_And_Metadata(described, storage)
+    assert torch_npu.get_npu_format(cast) == ND
+
+
 def construct(**changed: Any) -> torch.Tensor:
     memory = torch.zeros(1024, dtype=torch.int8)
     storage = torch_npu._C._construct_storage_from_data_pointer(memory.data_ptr(), torch.device("npu"), 1024)

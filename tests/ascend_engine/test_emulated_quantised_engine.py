@@ -88,7 +88,7 @@ def test_blocks_give_the_same_answers_to_the_bit(families: Callable[..., TinyFam
     base = families("qwen3_moe", 0).base
     plain = in_own_process(serve, base, "A2", {})
     blocked = in_own_process(serve, base, "A2", {"additional_config": {"weight_nz_mode": 2}})
-    parts = ("w13_weight", "w2_weight", "qkv_proj.weight", "o_proj.weight")
+    parts = ("w13_weight", "w2_weight", "qkv_proj.weight", "o_proj.weight", "mlp.gate.weight")
     in_blocks = {name for name in blocked.formats if name.endswith(parts)}
     assert len(in_blocks) == LAYERS * len(parts)
     assert {name for name, form in blocked.formats.items() if form == 29} == in_blocks
