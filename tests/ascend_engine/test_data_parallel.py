@@ -146,6 +146,7 @@ def take_notes(worker: Any) -> None:
     from npu_weave.experts.routing import LayerRouting
 
     worker.noted = {"methods": set(), "steps": 0, "adapter tokens": 0, "gathers": 0}
+    own = worker.model_runner.lora_manager.token_slots.buffer.data_ptr()
     fused_experts, gather = MoECommMethod.fused_experts, torch.distributed.all_gather_into_tensor
     reroute, gate = LayerRouting.reroute, LayerRouting.gate
 
@@ -167,8 +168,7 @@ def take_notes(worker: Any) -> None:
         return fused_experts(self, fused_experts_input)
 
     def noting_gather(output: torch.Tensor, given: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        if given.dim() == 1 and given.dtype == torch.int32:
-            worker.noted["gathers"] += 1
+        worker.noted["gathers"] += given.data_ptr() == own
         return gather(output, given, *args, **kwargs)
 
     MoECommMethod.fused_experts = noting_experts
