@@ -35,6 +35,7 @@ class AscendMoELayer:
     (`dispatch`). What FRACTAL_NZ tensors hold is moved as their blocks, see `memory.npu_tensor`.
 
     Attributes:
+        form: in which the weights are.
         gating_is_fused: None; it is settled at the first step, see `fused_gating`.
     """
 
@@ -54,9 +55,9 @@ class AscendMoELayer:
         self._limit = row_limit(moe.ep_size, mc2=dispatch.may_use_mc2(config))
         # whoever asked for the ids of experts is not to be given rows
         self._returns_ids = bool(getattr(config.model_config, "enable_return_routed_experts", False))
-        self._form = self._known_form(expert_map)
-        self._kernel_shapes = {each: (*self._tensor(each).shape[1:],) for each in self._form.fields}
-        self._formats = {each: npu_tensor.format_of(self._tensor(each)) for each in self._form.fields}
+        self.form = self._known_form(expert_map)
+        self._kernel_shapes = {each: (*self._tensor(each).shape[1:],) for each in self.form.fields}
+        self._formats = {each: npu_tensor.format_of(self._tensor(each)) for each in self.form.fields}
         self._rows: dict[str, torch.Tensor] = {}
 
     @property
@@ -71,17 +72,17 @@ class AscendMoELayer:
 
     def weights(self) -> Mapping[str, torch.Tensor]:
         """`MoELayerPort.weights`: this rank's share of what `WeightForm.fields` names, in the order of its memory."""
-        return {name: npu_tensor.memory_of(self._tensor(name)) for name in self._form.fields}
+        return {name: npu_tensor.memory_of(self._tensor(name)) for name in self.form.fields}
 
     def pack(self, experts: Sequence[ExpertTensors]) -> dict[str, torch.Tensor]:
         """`MoELayerPort.pack`: what vllm-ascend's own processing gives (`check_processing`), on the host."""
-        return self._form.processed(self._form.stored(experts, self._share))
+        return self.form.processed(self.form.stored(experts, self._share))
 
     def check_processing(self, config: VllmConfig) -> None:
         """`weight_forms.check_processing` with an expert of this layer's sizes."""
         geometry = self._geometry
         trial = weight_forms.trial_expert(geometry.hidden_size, geometry.moe_intermediate_size, geometry.dtype)
-        weight_forms.check_processing(self._form, self._experts, self._share, trial, config)
+        weight_forms.check_processing(self.form, self._experts, self._share, trial, config)
 
     def rebind(self, name: str, tensor: torch.Tensor) -> None:
         """`MoELayerPort.rebind`: a Parameter stays the object it is, over the base experts' rows of `tensor`."""
@@ -95,7 +96,7 @@ class AscendMoELayer:
 
     def insert_routing(self, routing: Routing) -> None:
         """`MoELayerPort.insert_routing`: from now on dispatch finds this layer by its weights."""
-        whole = {field: self._declared(name, self._rows[name]) for name, field in self._form.fields.items()}
+        whole = {field: self._declared(name, self._rows[name]) for name, field in self.form.fields.items()}
         gate = None
         if not self._returns_ids:
             gate = FusedGate(self.name, self.num_experts, routing, partial(slots_in_apply, routing))
@@ -174,7 +175,9 @@ def find_moe_layers(model: nn.Module, vllm_config: VllmConfig) -> list[AscendMoE
             index = index_in(name)
             layers.append(AscendMoELayer(name, index, module, _expert_map(model, name), vllm_config))
     ordered = in_layer_order(layers, model)
-    ordered[0].check_processing(vllm_config)
+    # one layer of each form: the others of it have the same sizes
+    for layer in {type(each.form): each for each in ordered}.values():
+        layer.check_processing(vllm_config)
     return ordered
 
 
