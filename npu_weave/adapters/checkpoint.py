@@ -104,7 +104,11 @@ def check_experts(checkpoint: Checkpoint) -> None:
                 f"{checkpoint.path}: {name}",
                 expected=f"{dtype_name(checkpoint.geometry.dtype)}, as config.json says",
                 got=dtype_name(tensor.dtype),
-                remedy="save the checkpoint in the dtype it is served in",
+                remedy=(
+                    "save the checkpoint in the dtype it is served in"
+                    if tensor.dtype.is_floating_point
+                    else "use the checkpoint as it was before it was quantised"
+                ),
             )
 
 
