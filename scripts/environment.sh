@@ -127,5 +127,5 @@ install_torch() {
 }
 
 build_project() {
-    pip install --no-build-isolation --editable '.[dev]'
+    pip install --no-build-isolation --editable '.[bench,dev]'
 }

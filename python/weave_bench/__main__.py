@@ -1,0 +1,83 @@
+"""``python -m weave_bench``: run parts of the benchmarks, and make a report of what they found."""
+
+from __future__ import annotations
+
+import importlib
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from weave_bench import machine, report
+from weave_bench.results import SCHEMA, Part, Run, read_run, write_run
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
+
+PARTS = {
+    "steps": "MoE layers step by step: adapters beside the base model, virtual beside padded, and our own work",
+    "serve": "servers under the paper's workload: TTFT, TPOT, throughput, goodput, memory",
+    "accuracy": "base, merged and served answers, task by task",
+    "memory": "physical memory under base and adapters, and the KV cache left",
+    "kernels": "gating and rerouting, fused and in parts",
+    "gpu": "layers at full geometry, and a whole engine, on a GPU",
+}
+"""What can be run, in the order of the report. A part is a module with ``measure(*, quick: bool) -> Part``."""
+
+RUN = Path("build") / "bench" / "run.json"
+
+
+@app.command("run")
+def run_parts(
+    parts: Annotated[list[str] | None, typer.Argument(help=f"of {', '.join(PARTS)}; all but gpu without any")] = None,
+    quick: Annotated[bool, typer.Option(help="fewer repeats and smaller sizes: minutes in all")] = False,
+    out: Annotated[Path, typer.Option(help="the run's file; parts are added to what is in it")] = RUN,
+) -> None:
+    """Measure, and note what was found. Nothing else should run on the machine meanwhile."""
+    wanted = parts or [name for name in PARTS if name != "gpu"]
+    unknown = [name for name in wanted if name not in PARTS]
+    if unknown:
+        raise typer.BadParameter(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    console = Console()
+    run = _opened(out)
+    for name in wanted:
+        console.rule(f"{name}: {PARTS[name]}")
+        begun = time.monotonic()
+        part: Part = importlib.import_module(f"weave_bench.{name}").measure(quick=quick)
+        run.parts[name] = part
+        write_run(run, out)
+        report.print_part(part, console)
+        console.print(f"{name} took {time.monotonic() - begun:.0f} s; noted in {out}")
+
+
+@app.command("report")
+def make_report(
+    run: Annotated[Path, typer.Argument(help="the file of a run")] = RUN,
+    out: Annotated[Path, typer.Option(help="directory of the report and its figures")] = Path("build/bench"),
+) -> None:
+    """Write the report of a run, in Markdown, with figures."""
+    written = report.write_report(read_run(run), out)
+    Console().print(f"wrote {', '.join(str(path) for path in written)}")
+
+
+def _opened(path: Path) -> Run:
+    """The run to add to: that of the file when it is of this commit and machine, or a new one."""
+    fresh = Run(
+        SCHEMA,
+        machine.describe_machine(),
+        machine.describe_versions(),
+        machine.commit(),
+        datetime.now(UTC).isoformat(timespec="seconds"),
+        {},
+    )
+    if not path.exists():
+        return fresh
+    before = read_run(path)
+    same = (before.commit, before.versions) == (fresh.commit, fresh.versions)
+    return before if same else fresh
+
+
+if __name__ == "__main__":
+    app()

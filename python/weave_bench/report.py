@@ -1,0 +1,129 @@
+"""From a run to what people read: tables on a terminal, and a report in Markdown with figures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import rich.table
+from rich.console import Console
+
+from weave_bench import figures
+from weave_bench.paper import FINDINGS
+from weave_bench.results import Part, Row, Run, Spread, Table
+
+TITLES = {
+    "steps": "Steps of MoE layers",
+    "serve": "Serving",
+    "accuracy": "Accuracy",
+    "memory": "Memory",
+    "kernels": "Kernels",
+    "gpu": "On a GPU",
+}
+
+
+def print_part(part: Part, console: Console) -> None:
+    """Show what a part found."""
+    for table in part.tables:
+        shown = rich.table.Table(title=table.title)
+        for name in _label_names(table):
+            shown.add_column(name)
+        for name in table.columns:
+            shown.add_column(name, justify="right")
+        for row in table.rows:
+            shown.add_row(*_cells(table, row))
+        console.print(shown)
+    for reason in part.left_out:
+        console.print(f"left out: {reason}")
+
+
+def write_report(run: Run, out: Path) -> list[Path]:
+    """Write ``README.md`` and its figures into the directory `out`; returns what was written."""
+    out.mkdir(parents=True, exist_ok=True)
+    written = [out / "README.md"]
+    lines = list(_head(run))
+    for name, title in TITLES.items():
+        part = run.parts.get(name)
+        if part is None:
+            continue
+        lines += [f"## {title}", "", _ran(part), ""]
+        for table in part.tables:
+            drawn = figures.draw(table, out)
+            written += drawn
+            lines += _section(table, [path.name for path in drawn])
+        lines += [f"- Left out: {reason}" for reason in part.left_out] + [""] * bool(part.left_out)
+    (out / "README.md").write_text("\n".join(lines).rstrip() + "\n")
+    return written
+
+
+def _head(run: Run) -> Iterator[str]:
+    yield "# Benchmarks"
+    yield ""
+    yield (
+        f"One run of `bash scripts/run_bench.sh` on {run.started[:10]}, commit `{run.commit}`. A value is the median "
+        "of repeats with the quarters around it in brackets. Ratios are taken between what was measured beside each "
+        "other in the same repeat; on a shared machine only they mean much, and absolute times say something about "
+        "that machine alone."
+    )
+    yield ""
+    yield "| | |"
+    yield "|---|---|"
+    for name, value in {**run.machine, **run.versions}.items():
+        yield f"| {name.replace('_', ' ')} | {value} |"
+    yield ""
+
+
+def _ran(part: Part) -> str:
+    settings = "; ".join(f"{name}: {_plain(value)}" for name, value in part.settings.items())
+    kind = "quick" if part.quick else "full"
+    return f"Part `{part.name}`, {kind}, {part.seconds / 60:.0f} min. {settings}."
+
+
+def _section(table: Table, drawn: list[str]) -> Iterator[str]:
+    yield f"### {table.title}"
+    yield ""
+    if table.shows:
+        yield table.shows
+        yield ""
+    yield from (f"![{table.title}]({name})" for name in drawn)
+    yield from [""] * bool(drawn)
+    names = [*_label_names(table), *table.columns]
+    yield "| " + " | ".join(names) + " |"
+    yield "|" + "---|" * len(_label_names(table)) + "---:|" * len(table.columns)
+    for row in table.rows:
+        yield "| " + " | ".join(_cells(table, row)) + " |"
+    yield ""
+    yield from (f"- *{name}*: {meaning}" for name, meaning in table.columns.items())
+    yield ""
+    for finding in FINDINGS.get(table.name, ()):
+        yield f"- The paper: {finding.where}: {finding.what}"
+    yield from [""] * (table.name in FINDINGS)
+
+
+def _label_names(table: Table) -> list[str]:
+    return list(dict.fromkeys(name for row in table.rows for name in row.labels))
+
+
+def _cells(table: Table, row: Row) -> list[str]:
+    labels = [_plain(row.labels.get(name, "")) for name in _label_names(table)]
+    return labels + [_number(row.values.get(name)) for name in table.columns]
+
+
+def _number(value: Spread | float | None) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, Spread):
+        if value.repeats == 1:
+            return _number(value.median)
+        return f"{_number(value.median)} ({_number(value.low)} ... {_number(value.high)})"
+    if value == int(value) and abs(value) < 1e15:
+        return f"{int(value):,}"
+    return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {each}" for name, each in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(str(each) for each in value)
+    return str(value)
