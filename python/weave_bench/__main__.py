@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +41,7 @@ def run_parts(
     unknown = [name for name in wanted if name not in PARTS]
     if unknown:
         raise typer.BadParameter(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)
     run = _opened(out)
     for name in wanted:
         console.rule(f"{name}: {PARTS[name]}")

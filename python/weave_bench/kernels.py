@@ -1,4 +1,4 @@
-"""``python -m weave_bench.kernels``: gating and rerouting, fused and in parts, beside what memory and launches cost.
+"""The part ``kernels``: gating and rerouting, fused and in parts, beside what memory and launches cost.
 
 For every backend that this machine has, every number of tokens and of experts: the fused operator; the framework's own
 gating followed by the rerouting operator; the same followed by framework operators in its place (the paper's SingleOp).
@@ -9,7 +9,6 @@ caches and the launch of one empty call is what counts.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -17,18 +16,27 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
+from tqdm import tqdm
 
 import weave_ops  # noqa: F401  (registers torch.ops.npu_weave)
+from weave_bench.results import Part, Row, Spread, Table, ratios, spread
 
 TOKENS = (1, 16, 256, 1024, 4096, 16384, 65536)
+QUICK_TOKENS = (1, 32, 1024)
 EXPERTS = (64, 128, 256)
 TOP_K = 8
 SLOTS = 21
 TURN_SECONDS = 0.1
 """All turns of one way together take about this long, or a call each."""
+
+COLUMNS = {
+    "fused": "microseconds a call",
+    "floor": "microseconds: the bytes that must be moved at a large copy's speed, or an empty call if that is more",
+    "/ softmax + top-k": "time over torch's softmax and top-k alone",
+    "/ gating + reroute": "time over torch's gating and then our rerouting operator",
+    "/ separate ops": "time over torch's gating and then rerouting in torch operators (the paper's SingleOp)",
+    "separate / reroute": "rerouting in torch operators over our rerouting operator, gating left out",
+}
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,7 @@ def microseconds(action: Callable[[], object], device: torch.device, count: int)
     return float(begin.elapsed_time(end)) / count * 1e3
 
 
-def measure(actions: dict[str, Callable[[], object]], device: torch.device, turns: int) -> dict[str, list[float]]:
+def measure_ways(actions: dict[str, Callable[[], object]], device: torch.device, turns: int) -> dict[str, list[float]]:
     """Microseconds of every way in every turn."""
     counts = {}
     for name, action in actions.items():
@@ -149,58 +157,40 @@ def launch(device: torch.device) -> float:
     return statistics.median(microseconds(lambda: fused(step), device, 100) for _ in range(5))
 
 
-def ratio(times: dict[str, list[float]], one: str, other: str) -> str:
-    """How many times as long `one` takes as `other`."""
-    ratios = sorted(a / b for a, b in zip(times[one], times[other], strict=True))
-    quarter = len(ratios) // 4
-    return f"{statistics.median(ratios):.2f} ({ratios[quarter]:.2f} ... {ratios[-1 - quarter]:.2f})"
-
-
-def table_of(device: torch.device, tokens: Sequence[int], experts: Sequence[int], turns: int) -> Table:
-    """Measures one backend."""
+def measured_on(device: torch.device, tokens: Sequence[int], experts: Sequence[int], turns: int) -> list[Row]:
+    """One backend: a row for each number of tokens and experts."""
     moved, empty = bandwidth(device), launch(device)
-    name = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
-    threads = f", threads: {torch.get_num_threads()}" if device.type == "cpu" else ""
-    table = Table(
-        title=f"{name}{threads}: top-{TOP_K}, {SLOTS - 1} adapters, bfloat16 logits; copy {moved / 1e3:.1f} GB/s, "
-        f"empty call {empty:.1f} us"
-    )
-    for column in ("T", "M", "fused us", "floor us", "fused / softmax+topk", "fused / gating+reroute"):
-        table.add_column(column, justify="right")
-    table.add_column("fused / separate ops", justify="right")
-    table.add_column("separate / reroute", justify="right")
-    for count, width in track([(t, m) for m in experts for t in tokens], description=name, transient=True):
+    name = "CPU" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    rows = []
+    for count, width in tqdm([(t, m) for m in experts for t in tokens], desc=name, leave=False, disable=None):
         step = make_step(count, width, device)
-        times = measure(ways(step), device, turns)
-        table.add_row(
-            str(count),
-            str(width),
-            f"{statistics.median(times['fused']):.1f}",
-            f"{max(step.nbytes / moved, empty):.1f}",
-            ratio(times, "fused", "softmax + top-k alone"),
-            ratio(times, "fused", "gating + reroute"),
-            ratio(times, "fused", "gating + separate ops"),
-            ratio(times, "separate ops alone", "reroute alone"),
-        )
-    return table
+        times = measure_ways(ways(step), device, turns)
+        values: dict[str, Spread | float | None] = {
+            "fused": spread(times["fused"]),
+            "floor": max(step.nbytes / moved, empty),
+            "/ softmax + top-k": ratios(times["fused"], times["softmax + top-k alone"]),
+            "/ gating + reroute": ratios(times["fused"], times["gating + reroute"]),
+            "/ separate ops": ratios(times["fused"], times["gating + separate ops"]),
+            "separate / reroute": ratios(times["separate ops alone"], times["reroute alone"]),
+        }
+        rows.append(Row({"device": name, "experts": width, "tokens": count}, values))
+    return rows
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m weave_bench.kernels", description=__doc__.split("\n")[0])
-    parser.add_argument("--turns", type=int, default=15)
-    parser.add_argument("--tokens", type=int, nargs="+", default=TOKENS)
-    parser.add_argument("--experts", type=int, nargs="+", default=EXPERTS)
-    parser.add_argument("--threads", type=int, default=1, help="of the CPU; more only where nothing else runs")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+def measure(*, quick: bool) -> Part:
+    """Every backend of this machine; a CPU with one thread."""
+    begun = time.monotonic()
+    torch.set_num_threads(1)
     devices = [torch.device("cpu")] + [torch.device("cuda")] * torch.cuda.is_available()
-    console = Console(width=150)
-    for device in devices:
-        console.print(table_of(device, arguments.tokens, arguments.experts, arguments.turns))
-    if len(devices) == 1:
-        console.print("no GPU here: the CUDA kernels are not measured")
-
-
-if __name__ == "__main__":
-    main()
+    tokens, experts, turns = (QUICK_TOKENS, EXPERTS[:1], 5) if quick else (TOKENS, EXPERTS, 15)
+    table = Table(
+        "kernels",
+        "Gating and rerouting in one operator",
+        COLUMNS,
+        [row for device in devices for row in measured_on(device, tokens, experts, turns)],
+        "The fused operator beside what it replaces. At few tokens the data lie in caches and a call's own cost "
+        "counts; the floor is what memory and an empty call would take, not what the arithmetic does.",
+    )
+    settings = {"top-k": TOP_K, "adapters": SLOTS - 1, "logits": "bfloat16", "CPU threads": 1, "turns": turns}
+    left_out = [] if len(devices) > 1 else ["the CUDA kernels: there is no GPU here"]
+    return Part("kernels", time.monotonic() - begun, quick, settings, [table], left_out)
