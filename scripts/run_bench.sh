@@ -7,7 +7,7 @@
 #   bash scripts/run_bench.sh loads            adapters from disk and from host memory, cost of a page; printed only
 #   bash scripts/run_bench.sh ascendc          the AscendC kernels counted under emulation, and a projection; printed only
 #
-# What was found is added to build/bench/run.json, and build/bench/README.md is made from that. Nothing else should run
+# What was found is added to build/bench/run.json, and build/bench/report.md is made from that. Nothing else should run
 # on the machine meanwhile.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -28,6 +28,7 @@ PARTS = {
 """What can be run, in the order of the report. A part is a module with ``measure(*, quick: bool) -> Part``."""
 
 RUN = Path("build") / "bench" / "run.json"
+REPORT = RUN.with_name("report.md")
 
 
 @app.command("run")
@@ -56,7 +57,7 @@ def run_parts(
 @app.command("report")
 def make_report(
     run: Annotated[Path, typer.Argument(help="the file of a run")] = RUN,
-    out: Annotated[Path, typer.Option(help="directory of the report and its figures")] = Path("build/bench"),
+    out: Annotated[Path, typer.Option(help="the report; its figures go beside it")] = REPORT,
 ) -> None:
     """Write the report of a run, in Markdown, with figures."""
     written = report.write_report(read_run(run), out)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,21 +15,30 @@ from weave_bench.results import Label, Row, Spread, Table
 
 
 class Figure(NamedTuple):
-    """How a table is drawn: a line for each value of `series`, a panel for each of `columns`.
+    """How a table is drawn.
 
     Attributes:
         across: label along the axis below.
+        columns: each has a panel of its own, with a line for each value of `series`; without `series` they are lines
+            of one panel.
+        series: a label.
         level: value with which a column is compared, drawn as a line; None for none.
     """
 
     across: str
-    series: str
     columns: tuple[str, ...]
+    series: str | None = None
     level: float | None = 1.0
 
 
-FIGURES: dict[str, Figure] = {}
+FIGURES: dict[str, Figure] = {
+    "memory": Figure("adapters", ("driver", "padded", "merged"), level=None),
+    "capacity": Figure("adapters", ("weights", "KV tokens"), "design", None),
+}
 """By the name of a table. A table without an entry is not drawn."""
+
+Line = tuple[str, Sequence[Row], str]
+"""Name in the legend, rows, and the column of them."""
 
 
 def draw(table: Table, out: Path) -> list[Path]:
@@ -37,27 +46,36 @@ def draw(table: Table, out: Path) -> list[Path]:
     figure = FIGURES.get(table.name)
     if figure is None or not table.rows:
         return []
-    canvas, panels = plt.subplots(1, len(figure.columns), figsize=(5 * len(figure.columns), 3.6), squeeze=False)
+    panels = _panels(table, figure)
+    canvas, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.6), squeeze=False)
     places = list(dict.fromkeys(row.labels[figure.across] for row in table.rows))
-    for panel, column in zip(panels[0], figure.columns, strict=True):
-        for name, rows in _series(table, figure.series).items():
+    for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
+        for name, rows, column in lines:
             points = [(places.index(row.labels[figure.across]), row.values[column]) for row in rows]
             drawn = [(place, *_bounds(value)) for place, value in points if value is not None]
             if drawn:
                 place, middle, below, above = zip(*drawn, strict=True)
-                panel.errorbar(place, middle, yerr=(below, above), marker="o", capsize=3, label=str(name))
+                axis.errorbar(place, middle, yerr=(below, above), marker="o", capsize=3, label=name)
         if figure.level is not None:
-            panel.axhline(figure.level, color="grey", linewidth=0.8)
-        panel.set_xticks(range(len(places)), [str(place) for place in places])
-        panel.set_xlabel(figure.across)
-        panel.set_title(column)
-    panels[0][0].legend(title=figure.series, fontsize="small")
+            axis.axhline(figure.level, color="grey", linewidth=0.8)
+        axis.set_xticks(range(len(places)), [str(place) for place in places])
+        axis.set_xlabel(figure.across)
+        axis.set_title(title)
+    axes[0][0].legend(title=figure.series, fontsize="small")
     canvas.suptitle(table.title)
     canvas.tight_layout()
     path = out / f"{table.name}.svg"
     canvas.savefig(path, metadata={"Date": None})
     plt.close(canvas)
     return [path]
+
+
+def _panels(table: Table, figure: Figure) -> dict[str, list[Line]]:
+    """Title of each panel, and its lines."""
+    if figure.series is None:
+        return {"": [(column, table.rows, column) for column in figure.columns]}
+    series = _series(table, figure.series)
+    return {column: [(str(name), rows, column) for name, rows in series.items()] for column in figure.columns}
 
 
 def _series(table: Table, name: str) -> Mapping[Label, list[Row]]:

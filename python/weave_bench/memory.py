@@ -102,8 +102,8 @@ def _published() -> Table:
     ]  # fmt: skip
     columns = {"ours": "computed", "paper": "published", "deviation": "percent"}
     shows = (
-        f"The paper's own setting, computed with our formulas. One constant, {figures.overhead_bytes / _GIB:.2f} GiB of "
-        "an engine's other memory, is fitted to its three figures of the KV cache; everything else follows."
+        "The paper's own setting, computed with our formulas. One constant is fitted to its three figures of the KV "
+        f"cache: an engine's other memory, {figures.overhead_bytes / _GIB:.2f} GiB. Everything else follows."
     )
     return Table("published", "The paper's figures of memory, recomputed", columns, rows, shows)
 

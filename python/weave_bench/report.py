@@ -37,10 +37,11 @@ def print_part(part: Part, console: Console) -> None:
         console.print(f"left out: {reason}")
 
 
-def write_report(run: Run, out: Path) -> list[Path]:
-    """Write ``README.md`` and its figures into the directory `out`; returns what was written."""
-    out.mkdir(parents=True, exist_ok=True)
-    written = [out / "README.md"]
+def write_report(run: Run, path: Path) -> list[Path]:
+    """Write a report to `path` (``NAME.md``) and its figures into ``NAME/`` beside it; returns what was written."""
+    pictures = path.with_suffix("")
+    pictures.mkdir(parents=True, exist_ok=True)
+    written = [path]
     lines = list(_head(run))
     for name, title in TITLES.items():
         part = run.parts.get(name)
@@ -48,11 +49,11 @@ def write_report(run: Run, out: Path) -> list[Path]:
             continue
         lines += [f"## {title}", "", _ran(part), ""]
         for table in part.tables:
-            drawn = figures.draw(table, out)
+            drawn = figures.draw(table, pictures)
             written += drawn
-            lines += _section(table, [path.name for path in drawn])
+            lines += _section(table, [f"{pictures.name}/{picture.name}" for picture in drawn])
         lines += [f"- Left out: {reason}" for reason in part.left_out] + [""] * bool(part.left_out)
-    (out / "README.md").write_text("\n".join(lines).rstrip() + "\n")
+    path.write_text("\n".join(lines).rstrip() + "\n")
     return written
 
 

@@ -1,0 +1,90 @@
+"""Runs of benchmarks as files, and the report made of one."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from pathlib import Path
+
+import msgspec
+import pytest
+from weave_bench import figures, machine
+from weave_bench.report import write_report
+from weave_bench.results import SCHEMA, Part, Row, Run, Spread, Table, ratios, read_run, spread, write_run
+
+
+def run_of(*tables: Table, left_out: tuple[str, ...] = ()) -> Run:
+    part = Part("memory", 90.0, True, {"layers": 2, "kinds": ["a", "b"]}, tables, left_out)
+    return Run(SCHEMA, {"cores": 2}, {"python": "3.11"}, "abc", "2026-01-02T03:04:05+00:00", {"memory": part})
+
+
+TABLE = Table(
+    "capacity",
+    "Cache",
+    {"weights": "GiB", "KV tokens": "tokens"},
+    [
+        Row({"adapters": 1, "design": "mapped"}, {"weights": Spread(2.5, 2.0, 3.0, 9), "KV tokens": 1234567.0}),
+        Row({"adapters": 2, "design": "mapped"}, {"weights": Spread(4.0, 4.0, 4.0, 1), "KV tokens": None}),
+    ],
+    "What it shows.",
+)
+
+
+def test_spread_is_median_and_quarters() -> None:
+    values = [5.0, 1.0, 4.0, 2.0, 3.0, 9.0, 7.0]
+    found = spread(values)
+    assert (found.median, found.repeats) == (statistics.median(values), 7)
+    assert (found.low, found.high) == (2.5, 6.0)
+    assert spread([3.0]) == Spread(3.0, 3.0, 3.0, 1)
+
+
+def test_ratios_are_taken_within_a_repeat() -> None:
+    """Both drift threefold; their ratio does not."""
+    slower = [2.0, 4.0, 6.0]
+    assert ratios(slower, [1.0, 2.0, 3.0]) == Spread(2.0, 2.0, 2.0, 3)
+    with pytest.raises(ValueError):
+        ratios(slower, [1.0, 2.0])
+
+
+def test_a_run_survives_its_file(tmp_path: Path) -> None:
+    run, path = run_of(TABLE, left_out=("this",)), tmp_path / "deep" / "run.json"
+    write_run(run, path)
+    assert read_run(path) == run
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_files_of_another_form_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "run.json"
+    run = run_of(TABLE)
+    run.schema = SCHEMA + 1
+    write_run(run, path)
+    with pytest.raises(ValueError, match=f"schema {SCHEMA + 1}"):
+        read_run(path)
+    path.write_text('{"schema": 1}')
+    with pytest.raises(msgspec.ValidationError):
+        read_run(path)
+
+
+def test_the_report_has_every_value_and_its_figures(tmp_path: Path) -> None:
+    plain = Table("unknown", "Another", {"x": "seconds"}, [Row({"what": "it"}, {"x": 0.125})])
+    written = write_report(run_of(TABLE, plain, left_out=("the moon: too far",)), tmp_path / "report.md")
+    text = written[0].read_text()
+    assert "| 1 | mapped | 2.5 (2 ... 3) | 1,234,567 |" in text
+    assert "| 2 | mapped | 4 |  |" in text
+    assert "| it | 0.125 |" in text
+    assert "- Left out: the moon: too far" in text
+    assert "quick" in text and "layers: 2; kinds: a, b" in text
+    pictures = re.findall(r"!\[.*\]\((.*)\)", text)
+    assert pictures == ["report/capacity.svg"] and (tmp_path / pictures[0]).stat().st_size > 1000
+    assert [path.name for path in written] == ["report.md", "capacity.svg"]
+
+
+def test_figures_name_columns_and_labels_that_tables_have() -> None:
+    figure = figures.FIGURES["capacity"]
+    assert {figure.across, figure.series} <= set(TABLE.rows[0].labels) and set(figure.columns) <= set(TABLE.columns)
+
+
+def test_the_machine_is_described() -> None:
+    assert int(str(machine.describe_machine()["cores"])) > 0
+    assert {"python", "torch", "npu-weave"} <= machine.describe_versions().keys()
+    assert re.fullmatch(r"[0-9a-f]{12}\+?|unknown", machine.commit())
