@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+from fixtures.quantised_models import quantise_checkpoint
 from fixtures.tiny_models import TinyFamily
 
 from npu_weave.errors import UnsupportedError
@@ -36,14 +38,23 @@ def configure(families: Callable[..., TinyFamily]) -> Callable[..., Any]:
 
 
 def test_the_settings_that_are_served_are_not_refused(configure: Callable[..., Any]) -> None:
-    config = configure({"enable_flashcomm1": False, "weight_nz_mode": 1}, max_loras=2)
+    config = configure({"enable_flashcomm1": False, "weight_nz_mode": 2}, max_loras=2)
     assert config.device_config.device_type == "npu" and config.lora_config.max_loras == 2
+
+
+def test_a_quantised_checkpoint_and_what_it_needs(
+    configure: Callable[..., Any], families: Callable[..., TinyFamily], tmp_path: Path
+) -> None:
+    model = str(quantise_checkpoint(families("qwen3_moe", 0).base, tmp_path / "w8a8"))
+    assert configure(model=model, dtype="bfloat16").model_config.quantization == "ascend"
+    with pytest.raises(UnsupportedError) as refused:
+        configure({"ascend_fusion_config": {"fusion_ops_gmmswigluquant": False}}, model=model, dtype="bfloat16")
+    assert refused.value.thing == "fusion_ops_gmmswigluquant=false"
 
 
 @pytest.mark.parametrize(
     ("setting", "additional", "options"),
     [
-        ("weight_nz_mode=2", {"weight_nz_mode": 2}, {}),
         ("enable_fused_mc2", {"enable_fused_mc2": 1}, {}),
         ("eplb_config", {"eplb_config": {"dynamic_eplb": True}}, {}),
         ("multistream_overlap_gate", {"multistream_overlap_gate": True}, {}),
