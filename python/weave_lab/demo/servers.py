@@ -1,4 +1,4 @@
-"""The server of the demonstration, a process of its own with its log in a file."""
+"""Servers as processes of their own, with their logs in files; and the one of the demonstration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,26 +37,41 @@ SETTINGS = {
 @contextmanager
 def weave_server(base: Path, adapters: Mapping[str, Path], log: Path) -> Iterator[str]:
     """`npu-weave serve` with all adapters; yields its URL. The base model is served as `BASE`."""
-    port = _free_port()
     named = [part for name, path in adapters.items() for part in ("--adapter", f"{name}={path}")]
-    options = [part for key, value in ENGINE.items() for part in _option(key, value)]
+    options = [part for key, value in ENGINE.items() for part in option(key, value)]
     command = [
         sys.executable, "-m", "npu_weave", "serve", str(base), *named, "--served-model-name", BASE, *options,
-        "--host", "127.0.0.1", "--port", str(port),
     ]  # fmt: skip
+    with running(command, {**os.environ, **SETTINGS}, log) as (url, _):
+        yield url
+
+
+@contextmanager
+def running(
+    command: Sequence[str], environment: Mapping[str, str], log: Path
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """A server that answers while the body runs; yields its URL and its process.
+
+    `command` is given ``--host`` and ``--port`` as well; the environment is the process's whole one.
+
+    Raises:
+        RuntimeError: the server ended, or did not start in time; the end of its log is in the message.
+    """
+    port = _free_port()
     with log.open("w") as output:
         process = subprocess.Popen(
-            command, env={**os.environ, **SETTINGS}, stdout=output, stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL, start_new_session=True,
+            [*command, "--host", "127.0.0.1", "--port", str(port)], env=environment, stdout=output,
+            stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
         try:
             _wait(process, f"http://127.0.0.1:{port}", log)
-            yield f"http://127.0.0.1:{port}"
+            yield f"http://127.0.0.1:{port}", process
         finally:
             _stop(process)
 
 
-def _option(key: str, value: object) -> list[str]:
+def option(key: str, value: object) -> list[str]:
+    """A keyword of vLLM's engine as an argument of its command line; True is a flag."""
     name = "--" + key.replace("_", "-")
     return [name] if value is True else [name, str(value)]
 
@@ -70,7 +85,7 @@ def _wait(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
             if httpx.get(f"{url}/health", timeout=5).status_code == 200:
                 return
         except httpx.TransportError:
-            time.sleep(0.5)
+            time.sleep(0.1)
     raise RuntimeError(f"the server did not start within {_START_LIMIT:.0f} s; its log is {log}")
 
 

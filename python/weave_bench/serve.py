@@ -1,0 +1,270 @@
+"""Servers under the paper's workload: base model alone, npu-weave, merged checkpoints; one client for all.
+
+Engines that are compared are up together and are asked in turn; while one is asked the others wait and take no
+processor time, which is measured (`footprint`).
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.console import Console
+
+from weave_bench.results import Part, Row, Table
+from weave_bench.serving.footprint import footprint_row, footprint_table, measure_loads
+from weave_bench.serving.merged import MERGED, merged_table
+from weave_bench.serving.metrics import Slo
+from weave_bench.serving.microbenchmarks import decode_table, prefill_table, targets
+from weave_bench.serving.models import Adapter, make_adapters, merge
+from weave_bench.serving.open_load import ALONE, arrivals_table, saturate, unloaded
+from weave_bench.serving.systems import OPTIONS, Engine, Spec, engines
+from weave_bench.serving.workload import Prompts
+from weave_lab.artifacts import locate
+
+_KV_BYTES = 1 << 30
+_LOADED = 3
+"""Adapters that are loaded and unloaded to time that."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured.
+
+    Attributes:
+        adapters: numbers of adapters served by an npu-weave engine of its own.
+        loads: (share of what the base model alone answers a second, alpha) of open arrivals.
+        merged_loads: the same beside merged engines, of what npu-weave answers.
+        horizon: seconds in which requests arrive.
+        repeats: of both.
+        lengths, prefill_repeats: of prompts.
+        batches, prompt, steps, decode_repeats: of decode; `prompt` in tokens.
+    """
+
+    adapters: tuple[int, ...]
+    loads: tuple[tuple[float, float], ...]
+    merged_loads: tuple[tuple[float, float], ...]
+    horizon: float
+    repeats: int
+    lengths: tuple[int, ...]
+    prefill_repeats: int
+    batches: tuple[int, ...]
+    prompt: int
+    steps: int
+    decode_repeats: int
+
+
+FULL = Plan(
+    adapters=(1, 5, 10, 20),
+    loads=((0.25, 1.0), (0.25, 0.3), (0.5, 1.0), (0.5, 0.3)),
+    merged_loads=((0.5, 1.0), (0.5, 0.3), (1.5, 1.0), (1.5, 0.3), (1.5, 0.1)),
+    horizon=10.0,
+    repeats=5,
+    lengths=(128, 256, 512, 1024, 2048),
+    prefill_repeats=40,
+    batches=(1, 4, 16, 32, 64, 128, 256),
+    prompt=256,
+    steps=128,
+    decode_repeats=7,
+)
+QUICK = Plan(
+    adapters=(5, 20),
+    loads=((0.5, 0.3),),
+    merged_loads=((0.5, 0.3), (1.5, 0.3)),
+    horizon=4.0,
+    repeats=3,
+    lengths=(128, 512, 2048),
+    prefill_repeats=8,
+    batches=(1, 8, 32),
+    prompt=128,
+    steps=48,
+    decode_repeats=3,
+)
+
+
+@dataclass
+class _Session:
+    """What the measurements of one run share, and what they add to."""
+
+    plan: Plan
+    base: Path
+    adapters: list[Adapter]
+    scratch: Path
+    console: Console
+    texts: Prompts = field(default_factory=Prompts)
+    tables: list[Table] = field(default_factory=list)
+    taken: list[Row] = field(default_factory=list)
+    settings: dict[str, object] = field(default_factory=dict)
+    left_out: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def running(self, specs: Sequence[Spec]) -> Iterator[dict[str, Engine]]:
+        with engines(specs, self.scratch / "logs", self.console) as found:
+            yield found
+
+
+def measure(*, quick: bool, ttft: float = 5.0, tpot: float = 2.0) -> Part:
+    """Start servers, measure, stop them. Takes the machine's cores for minutes.
+
+    Args:
+        quick: fewer systems, rates and repeats.
+        ttft: bound on the time to first token for goodput, as a multiple of the base model's unloaded median.
+        tpot: bound on the mean time of each further token, likewise.
+
+    Raises:
+        RuntimeError: a server did not start, or answered nothing.
+    """
+    begun = time.monotonic()
+    plan = QUICK if quick else FULL
+    models = locate()
+    with tempfile.TemporaryDirectory(prefix="npu-weave-serve-") as directory:
+        scratch = Path(directory)
+        adapters = make_adapters(models, max(plan.adapters) + _LOADED, scratch)
+        session = _Session(plan, models / "base", adapters, scratch, Console())
+        _note_settings(session)
+        slo = _beside_base(session, ttft, tpot)
+        _beside_merged(session, slo)
+        _try_lora(session)
+    session.tables.append(footprint_table(session.taken))
+    order = ("arrivals", "merged", "prefill", "decode", "footprint")
+    tables = sorted(session.tables, key=lambda table: order.index(table.name))
+    return Part("serve", time.monotonic() - begun, quick, session.settings, tables, session.left_out)
+
+
+def _beside_base(session: _Session, ttft: float, tpot: float) -> Slo:
+    """The base model alone beside npu-weave: open arrivals, prefill, decode; returns the bounds for goodput."""
+    plan, texts, threads = session.plan, session.texts, _threads()
+    specs = [Spec(ALONE, session.base, None, threads, _KV_BYTES)]
+    for count in plan.adapters:
+        root = session.scratch / "adapters" if count == min(plan.adapters) else None
+        specs.append(Spec(_title(count), session.base, session.adapters[:count], threads, _KV_BYTES, root))
+    with session.running(specs) as found:
+        alone, weaves = found[ALONE], [found[_title(count)] for count in plan.adapters]
+        shipped = session.adapters[: len(_domains(session))]
+        for weave in weaves:  # each warm before anything is measured
+            served = weave.spec.adapters or ()
+            saturate([weave.target(adapter) for adapter in served], served, texts, 1)
+        capacity = saturate([alone.target(None)] * len(shipped), shipped, texts)
+        typical = unloaded(alone, shipped, texts, capacity, plan.horizon)
+        slo = Slo(ttft * typical.ttft, tpot * typical.tpot)
+        session.settings["base model alone, requests a second at once"] = round(capacity, 1)
+        session.settings["goodput bounds"] = (
+            f"TTFT {slo.ttft * 1e3:.1f} ms, TPOT {slo.tpot * 1e3:.1f} ms: {ttft:g} and {tpot:g} times the unloaded "
+            "median of the base model alone"
+        )
+        loads = [(round(share * capacity, 1), alpha) for share, alpha in plan.loads]
+        session.tables.append(arrivals_table(alone, weaves, loads, plan.horizon, plan.repeats, slo, texts))
+        asked, domains = targets(alone, weaves[-1]), _domains(session)
+        session.tables.append(prefill_table(asked, domains, plan.lengths, plan.prefill_repeats, texts))
+        session.tables.append(
+            decode_table(asked, domains, plan.batches, plan.prompt, plan.steps, plan.decode_repeats, texts)
+        )
+        timed = measure_loads(weaves[0], session.adapters[-_LOADED:])
+        for name, engine in found.items():
+            session.taken.append(footprint_row(name, [engine], timed if engine is weaves[0] else None))
+    return slo
+
+
+def _beside_merged(session: _Session, slo: Slo) -> None:
+    """Two adapters in one engine beside two merged engines of the same threads and KV cache in all."""
+    pair, threads = session.adapters[:2], max(2, _cores())
+    half = threads // 2
+    whole, single = f"npu-weave, {threads} threads", f"npu-weave, {half} thread{'s' if half > 1 else ''}"
+    specs = [
+        Spec(whole, session.base, pair, threads, _KV_BYTES),
+        Spec(single, session.base, pair, half, _KV_BYTES),
+        *(
+            Spec(f"merged {adapter.name}", merge(session.base, adapter, session.scratch), None, half, _KV_BYTES // 2)
+            for adapter in pair
+        ),
+    ]
+    with session.running(specs) as found:
+        both = [found[spec.name] for spec in specs[2:]]
+        asked = {MERGED: [engine.target(None) for engine in both]}
+        asked |= {name: [found[name].target(adapter) for adapter in pair] for name in (whole, single)}
+        for who in asked.values():
+            saturate(who, pair, session.texts, 1)
+        rates = {name: round(saturate(who, pair, session.texts), 1) for name, who in asked.items()}
+        session.settings["two adapters, requests a second at once, equal shares"] = rates
+        capacity = max(rates[whole], rates[single])
+        plan = session.plan
+        session.tables.append(
+            merged_table(asked, pair, plan.merged_loads, capacity, plan.horizon, plan.repeats, slo, session.texts)
+        )
+        session.taken += [footprint_row(whole, [found[whole]]), footprint_row(MERGED, both)]
+
+
+def _try_lora(session: _Session) -> None:
+    """Whether vLLM's own LoRA on MoE experts starts here at all; what it says is noted."""
+    extra = ("--enable-lora", "--max-loras", "5", "--max-lora-rank", "16")
+    spec = Spec("vLLM's own LoRA", session.base, None, _threads(), _KV_BYTES, extra=extra)
+    try:
+        with session.running([spec]):
+            session.left_out.append(
+                "vLLM's own LoRA on MoE experts starts here, and is not measured: no LoRA adapters of equal tuned "
+                "experts are made"
+            )
+    except RuntimeError as error:
+        reason = _reason(str(error))
+        session.left_out.append(f"vLLM's own LoRA on MoE experts does not start here: {reason}")
+
+
+def _reason(log: str) -> str:
+    """The last line of a log that names an error."""
+    lines = [line.strip() for line in log.splitlines() if "Error: " in line]
+    named = [line for line in lines if "Engine core initialization failed" not in line]
+    return (named or lines or ["its log names no error"])[0].partition("] ")[2][:300] or "its log names no error"
+
+
+def _note_settings(session: _Session) -> None:
+    plan, domains = session.plan, _domains(session)
+    tuned: Mapping[str, int] = {adapter.name: adapter.experts for adapter in session.adapters[: len(domains)]}
+    session.settings.update(
+        {
+            "model": "weave-tiny: 4 layers, 32 experts of 64, top-4, hidden 128, bfloat16; a token is a byte",
+            "engine": dict(OPTIONS),
+            "threads an engine": _threads(),
+            "KV cache an engine, bytes": _KV_BYTES,
+            "adapters": "the four shipped; more are copies with every tuned expert changed by 1 %",
+            "tuned experts, of 128": dict(tuned),
+            "prompts, tokens (least / mean / most)": session.texts.lengths(domains),
+            "answers": "as many tokens as the right answer has, whatever the model would say",
+            "horizon of arrivals, seconds": plan.horizon,
+            "repeats": plan.repeats,
+            "shares": "adapter i of n: ((i + 1) / n) ** alpha - (i / n) ** alpha",
+            "scaling: prefill": f"prompts of {plan.lengths} at batch 1; the paper: 128 to 2048",
+            "scaling: decode": f"batches {plan.batches} at prompt {plan.prompt}, {plan.steps} steps; the paper: 1 to "
+            "256 at prompt 1024, 128 steps",
+            "scaling: arrivals": "rates are shares of what the base model alone answers a second at once; the paper: "
+            "1 to 5 requests a second over 100 s on 8 NPUs",
+        }
+    )
+    for name, value in session.settings.items():
+        if name.startswith("scaling"):
+            session.console.print(f"{name}: {value}")
+    session.left_out.append(
+        "torch.compile for the base model alone: vLLM compiles nothing on a CPU once adapters are enabled, so all "
+        "engines run eagerly; what compiling would gain the base model alone is not in the ratios"
+    )
+
+
+def _domains(session: _Session) -> list[str]:
+    return list(dict.fromkeys(adapter.domain for adapter in session.adapters))
+
+
+def _title(count: int) -> str:
+    return f"npu-weave, {count} adapter{'s' if count > 1 else ''}"
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+def _threads() -> int:
+    """Of an engine's worker: one core is left for servers and client."""
+    return max(1, _cores() - 1)

@@ -1,0 +1,74 @@
+"""What the servers serve: the small model's own adapters, more like them, and merged checkpoints."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from weave_lab.checkpoint import adapter_tensors
+
+_NOISE = 0.01
+"""Size of the change that makes one more adapter of one that ships, relative to each matrix's own spread."""
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter and the task whose prompts it is asked.
+
+    Attributes:
+        domain: the task, see `weave_lab.tasks`.
+        experts: tuned, over all layers.
+    """
+
+    name: str
+    domain: str
+    path: Path
+    experts: int
+
+
+def make_adapters(models: Path, count: int, scratch: Path) -> list[Adapter]:
+    """`count` adapters with contents of their own: first those that ship, then changed copies of them below `scratch`.
+
+    A copy tunes the same experts as its original, to other values: so it shares no row with it, and prompts of the
+    domain reach its experts as often.
+    """
+    shipped = sorted((models / "adapters").iterdir())
+    made = []
+    for index in range(count):
+        source = shipped[index % len(shipped)]
+        turn = index // len(shipped) + 1
+        name = source.name if turn == 1 else f"{source.name}-{turn}"
+        path = source if turn == 1 else _changed(source, scratch / "adapters" / name, index)
+        made.append(Adapter(name, source.name, path, _tuned(path)))
+    return made
+
+
+def merge(base: Path, adapter: Adapter, scratch: Path) -> Path:
+    """The directory of a checkpoint of its own with the adapter's experts in it, written below `scratch`."""
+    out = scratch / "merged" / adapter.name
+    command = ["adapter", "merge", "--base", str(base), "--adapter", str(adapter.path), "--out", str(out)]
+    subprocess.run([sys.executable, "-m", "npu_weave", *command], check=True, stdout=subprocess.DEVNULL)
+    return out
+
+
+def _changed(source: Path, out: Path, seed: int) -> Path:
+    out.mkdir(parents=True)
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, tensor in sorted(adapter_tensors(source).items()):
+        noise = torch.randn(tensor.shape, generator=generator) * tensor.float().std() * _NOISE
+        tensors[name] = (tensor.float() + noise).bfloat16()
+    save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+    shutil.copy(source / "expert_cfg.json", out / "expert_cfg.json")
+    return out
+
+
+def _tuned(path: Path) -> int:
+    return sum(map(len, json.loads((path / "expert_cfg.json").read_text())["experts"].values()))
