@@ -1,0 +1,60 @@
+"""What the servers of the benchmark are started with, and what is read off them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from weave_bench.serving.models import Adapter, make_adapters
+from weave_bench.serving.systems import Spec, kv_tokens
+from weave_lab.artifacts import shipped
+from weave_lab.checkpoint import adapter_tensors
+
+METRICS = """# TYPE vllm:cache_config_info gauge
+vllm:cache_config_info{block_size="128",enable_prefix_caching="False",engine="0",num_gpu_blocks="8192"} 1.0
+"""
+
+
+def test_kv_capacity_is_blocks_times_block_size() -> None:
+    assert kv_tokens(METRICS) == 128 * 8192
+    with pytest.raises(ValueError, match="cache_config_info"):
+        kv_tokens("# nothing")
+
+
+def value_of(command: list[str], name: str) -> str:
+    return command[command.index(name) + 1]
+
+
+def test_all_engines_run_with_the_same_settings() -> None:
+    adapter = Adapter("one", "cipher", Path("a"), 3)
+    plain = Spec("p", Path("m"), None, 2, 1 << 20)
+    weave = Spec("w", Path("m"), [adapter], 2, 1 << 20)
+    settings = plain.command()[plain.command().index("--dtype") :]
+    assert weave.command()[-len(settings) :] == settings
+    assert value_of(settings, "--kv-cache-memory-bytes") == str(1 << 20)
+    assert value_of(weave.command(), "--adapter") == "one=a"
+
+
+def test_plain_vllm_loads_no_plugin_and_threads_are_as_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLLM_PLUGINS", "other")
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "4")
+    plain, weave = (Spec("x", Path("m"), adapters, 3, 1).environment() for adapters in (None, ()))
+    assert plain["VLLM_PLUGINS"] == "" and "VLLM_PLUGINS" not in weave
+    assert plain["OMP_NUM_THREADS"] == weave["OMP_NUM_THREADS"] == "3"
+    assert "VLLM_CPU_KVCACHE_SPACE" not in plain
+
+
+def test_more_adapters_tune_the_same_experts_to_other_values(tmp_path: Path) -> None:
+    adapters = make_adapters(shipped(), 6, tmp_path)
+    names = ["cipher", "intent", "island", "record", "cipher-2", "intent-2"]
+    assert [adapter.name for adapter in adapters] == names
+    first, again = adapters[0], adapters[4]
+    assert (again.domain, again.experts) == (first.domain, first.experts) == ("cipher", 19)
+    one, other = adapter_tensors(first.path), adapter_tensors(again.path)
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        change = (other[name].float() - tensor.float()).std() / tensor.float().std()
+        assert 0.005 < change < 0.02
+        assert not torch.equal(other[name], tensor)
