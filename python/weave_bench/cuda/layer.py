@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import NamedTuple
-
 import torch
 
 import weave_ops  # noqa: F401  (registers torch.ops.npu_weave)
@@ -12,36 +9,7 @@ from weave_bench.cuda.combine import combine
 from weave_bench.cuda.geometry import Router
 from weave_bench.cuda.grouped_matmul import grouped_matmul, tile_for
 from weave_bench.cuda.sorting import sort_by_row
-
-
-@dataclass(frozen=True)
-class Step:
-    """What a layer is given in one step, on the device.
-
-    Attributes:
-        hidden: ``[tokens, hidden]``.
-        logits: the router's, ``[tokens, experts]``, same dtype.
-        token_slots: int32 ``[tokens]``.
-    """
-
-    hidden: torch.Tensor
-    logits: torch.Tensor
-    token_slots: torch.Tensor
-
-
-class ExpertWeights(NamedTuple):
-    """A layer's experts as kernels see them.
-
-    Attributes:
-        w13: ``[rows, 2 width, hidden]``, gate over up.
-        w2: ``[rows, hidden, width]``.
-        expert_map: int32 ``[slots + 1, experts]``, which row stands for an expert. Rows that the tensors do not have
-            are other ranks'.
-    """
-
-    w13: torch.Tensor
-    w2: torch.Tensor
-    expert_map: torch.Tensor
+from weave_bench.cuda.step import ExpertWeights, Step
 
 
 def correction_bias(router: Router, experts: int, device: torch.device) -> torch.Tensor | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from weave_bench.cuda.layer import ExpertWeights
+from weave_bench.cuda.step import ExpertWeights
 
 
 def experts_reference(

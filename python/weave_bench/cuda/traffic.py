@@ -1,7 +1,7 @@
 """Adapters, tokens and router logits for one layer: made up, with fixed seeds and the paper's statistics.
 
-What is known of real traffic and not invented: how many experts the published adapters tune (the paper's table), and
-that arrivals fall on adapters by a power law. Which experts these are and how skewed routers choose is invented.
+Not invented is how many experts the published adapters tune, on average and at most (the paper's table). Which ones
+these are, and how skewed routers choose, is.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from npu_weave.residency.footprint_formula import ExpertSets
 from npu_weave.residency.footprint_source import GEOMETRIES
 from npu_weave.residency.footprint_synthetic import synthetic_adapters
 from weave_bench.cuda.geometry import LayerShape
-from weave_bench.cuda.layer import Step
+from weave_bench.cuda.step import Step
 
 ADAPTERS = 20
-ALPHA = 0.5
-"""Shape of the shares: 1 is uniform, less is more skewed (the paper's alpha)."""
 REQUEST = 128
 """Tokens of a prompt: the paper's shortest. In decode, a token a request."""
 POPULARITY = 0.5
@@ -48,25 +46,27 @@ def tuned_experts(layer: int | None = None) -> list[tuple[int, ...]]:
     return both(min(layers, key=lambda one: abs(totals[one] - mean)) if layer is None else layer)
 
 
-def shares(adapters: int, alpha: float = ALPHA) -> np.ndarray:
-    """float64 ``[adapters]``: each adapter's share of requests, descending, from a power law of shape `alpha`."""
-    edges: np.ndarray = (np.arange(adapters + 1) / adapters) ** alpha
-    return np.diff(edges)
-
-
 def request_slots(tokens: int, adapters: int, request: int, seed: int) -> torch.Tensor:
-    """int32 ``[tokens]``: slots 1 ... `adapters` of requests of `request` tokens each, drawn by `shares`."""
+    """int32 ``[tokens]``: slots 1 ... `adapters` of requests of `request` tokens each.
+
+    Requests are dealt to adapters as evenly as can be, in an order of chance: what touches most rows.
+    """
     draw = np.random.default_rng(seed)
-    slots = draw.choice(adapters, size=-(-tokens // request), p=shares(adapters)) + 1
-    return torch.from_numpy(np.repeat(slots, request)[:tokens].astype(np.int32))
+    requests = -(-tokens // request)
+    dealt = np.concatenate([draw.permutation(adapters) for _ in range(-(-requests // adapters))])[:requests] + 1
+    return torch.from_numpy(np.repeat(draw.permutation(dealt), request)[:tokens].astype(np.int32))
 
 
 def logits(slots: torch.Tensor, shape: LayerShape, tuned: list[tuple[int, ...]], seed: int) -> torch.Tensor:
-    """float32 ``[tokens, experts]``: popularity of the expert, preference of the adapter, and the token's own part."""
+    """float32 ``[tokens, experts]``: popularity of the expert, preference of the adapter, and the token's own part.
+
+    Args:
+        tuned: of each adapter on this rank. On the other ranks it prefers as many, so that none has more of the tokens.
+    """
     popularity = torch.randn(shape.experts, generator=torch.Generator().manual_seed(0)) * POPULARITY
     preference = torch.zeros(len(tuned) + 1, shape.experts)
     for slot, ids in enumerate(tuned, 1):
-        preference[slot, list(ids)] = OWN
+        preference[slot].view(shape.ranks, shape.share)[:, list(ids)] = OWN
     own = torch.randn(len(slots), shape.experts, generator=torch.Generator().manual_seed(seed))
     return own + popularity + preference[slots.long()]
 
@@ -85,15 +85,16 @@ def make_steps(
     """`count` steps with other tokens each, so that weights of one step are not in the cache for the next.
 
     Args:
-        adapters: how many of the `tuned` ones requests use; every token is of one of them.
+        adapters: how many of the `tuned` ones requests use, the first; every token is of one of them.
+        request: tokens of a request.
     """
     steps = []
     for number in range(count):
         seed = 1000 * tokens + 10 * adapters + number
         slots = request_slots(tokens, adapters, request, seed)
-        hidden = torch.randn(tokens, shape.hidden, generator=torch.Generator().manual_seed(seed))
-        routed = logits(slots, shape, tuned, seed)
-        steps.append(Step(hidden.to(device, dtype), routed.to(device, dtype), slots.to(device)))
+        there = torch.Generator(device).manual_seed(seed)
+        hidden = torch.randn(tokens, shape.hidden, generator=there, device=device).to(dtype)
+        steps.append(Step(hidden, logits(slots, shape, tuned, seed).to(device, dtype), slots.to(device)))
     return steps
 
 

@@ -13,7 +13,7 @@ from npu_weave.experts.layer import ExpertLayer
 from npu_weave.experts.packed import PackedAdapter, PackedLayer
 from npu_weave.memory import Driver, PagePool
 from weave_bench.cuda.geometry import LayerShape
-from weave_bench.cuda.layer import ExpertWeights
+from weave_bench.cuda.step import ExpertWeights
 from weave_bench.plain_layer import PlainLayer, close
 
 SPARE_ROWS = 13
@@ -65,17 +65,22 @@ def rows_needed(shape: LayerShape, tuned: Sequence[Sequence[int]]) -> int:
 
 
 def make_experts(
-    shape: LayerShape, tuned: Sequence[Sequence[int]], driver: Driver, *, dtype: torch.dtype = torch.bfloat16
+    shape: LayerShape,
+    tuned: Sequence[Sequence[int]],
+    driver: Driver,
+    device: torch.device,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
 ) -> Experts:
     """Random experts for the base model and for an adapter in every slot, 1 the first.
 
     Args:
         tuned: for each adapter the experts that it tunes, all on this rank.
-        driver: of the device; its memory and its device are used.
+        driver: of the virtual tensors' memory.
+        device: where that is, and the ordinary tensors'.
 
     Raises DriverError, CapacityError or torch.OutOfMemoryError when memory does not suffice.
     """
-    device = getattr(driver, "device", torch.device("cpu"))
     pool = PagePool(driver)
     layer = ExpertLayer(
         DeviceLayer(shape, dtype, device),
