@@ -18,16 +18,18 @@ from rich.console import Console
 
 from weave_bench.results import Part, Row, Table
 from weave_bench.serving.footprint import footprint_row, footprint_table, measure_loads
-from weave_bench.serving.merged import MERGED, merged_table
+from weave_bench.serving.merged import MERGED, Pair, merged_rows, merged_table
 from weave_bench.serving.metrics import Slo
 from weave_bench.serving.microbenchmarks import decode_table, prefill_table, targets
-from weave_bench.serving.models import Adapter, make_adapters, merge
-from weave_bench.serving.open_load import ALONE, arrivals_table, saturate, unloaded
+from weave_bench.serving.models import WIDE, Adapter, make_adapters, make_wide, merge
+from weave_bench.serving.open_load import ALONE, Traffic, arrivals_table, saturate, unloaded
 from weave_bench.serving.systems import OPTIONS, Engine, Spec, engines
 from weave_bench.serving.workload import Prompts
 from weave_lab.artifacts import locate
 
-_KV_BYTES = 1 << 30
+_KV_BYTES = 512 << 20
+_WIDE_LENGTHS = (128, 32)
+"""Tokens of prompts and answers of the wide model."""
 _LOADED = 3
 """Adapters that are loaded and unloaded to time that."""
 
@@ -40,8 +42,9 @@ class Plan:
         adapters: numbers of adapters served by an npu-weave engine of its own.
         loads: (share of what the base model alone answers a second, alpha) of open arrivals.
         merged_loads: the same beside merged engines, of what npu-weave answers.
-        horizon: seconds in which requests arrive.
-        repeats: of both.
+        horizon, wide_horizon: seconds in which requests arrive, of the small and of the wide model.
+        tiny_merged: whether the small model is compared with merged checkpoints too.
+        repeats: of arrivals, each with a seed of its own.
         lengths, prefill_repeats: of prompts.
         batches, prompt, steps, decode_repeats: of decode; `prompt` in tokens.
     """
@@ -50,6 +53,8 @@ class Plan:
     loads: tuple[tuple[float, float], ...]
     merged_loads: tuple[tuple[float, float], ...]
     horizon: float
+    wide_horizon: float
+    tiny_merged: bool
     repeats: int
     lengths: tuple[int, ...]
     prefill_repeats: int
@@ -61,22 +66,26 @@ class Plan:
 
 FULL = Plan(
     adapters=(1, 5, 10, 20),
-    loads=((0.25, 1.0), (0.25, 0.3), (0.5, 1.0), (0.5, 0.3)),
-    merged_loads=((0.5, 1.0), (0.5, 0.3), (1.5, 1.0), (1.5, 0.3), (1.5, 0.1)),
-    horizon=10.0,
-    repeats=5,
+    loads=((0.25, 1.0), (0.5, 1.0), (0.5, 0.3)),
+    merged_loads=((0.5, 0.3), (1.5, 1.0), (1.5, 0.3), (1.5, 0.1)),
+    horizon=8.0,
+    wide_horizon=15.0,
+    tiny_merged=True,
+    repeats=4,
     lengths=(128, 256, 512, 1024, 2048),
-    prefill_repeats=40,
+    prefill_repeats=30,
     batches=(1, 4, 16, 32, 64, 128, 256),
     prompt=256,
     steps=128,
-    decode_repeats=7,
+    decode_repeats=5,
 )
 QUICK = Plan(
-    adapters=(5, 20),
+    adapters=(10,),
     loads=((0.5, 0.3),),
-    merged_loads=((0.5, 0.3), (1.5, 0.3)),
+    merged_loads=((1.5, 0.3),),
     horizon=4.0,
+    wide_horizon=8.0,
+    tiny_merged=False,
     repeats=3,
     lengths=(128, 512, 2048),
     prefill_repeats=8,
@@ -97,7 +106,6 @@ class _Session:
     scratch: Path
     console: Console
     texts: Prompts = field(default_factory=Prompts)
-    tables: list[Table] = field(default_factory=list)
     taken: list[Row] = field(default_factory=list)
     settings: dict[str, object] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
@@ -127,18 +135,19 @@ def measure(*, quick: bool, ttft: float = 5.0, tpot: float = 2.0) -> Part:
         adapters = make_adapters(models, max(plan.adapters) + _LOADED, scratch)
         session = _Session(plan, models / "base", adapters, scratch, Console())
         _note_settings(session)
-        slo = _beside_base(session, ttft, tpot)
-        _beside_merged(session, slo)
-        _try_lora(session)
-    session.tables.append(footprint_table(session.taken))
-    order = ("arrivals", "merged", "prefill", "decode", "footprint")
-    tables = sorted(session.tables, key=lambda table: order.index(table.name))
+        arrivals, prefill, decode = _beside_base(session, (ttft, tpot))
+        merged = merged_table(_beside_merged(session, (ttft, tpot)))
+        if quick:
+            session.left_out.append("vLLM's own LoRA on MoE experts is tried in full runs only")
+        else:
+            _try_lora(session)
+    tables = [arrivals, merged, prefill, decode, footprint_table(session.taken)]
     return Part("serve", time.monotonic() - begun, quick, session.settings, tables, session.left_out)
 
 
-def _beside_base(session: _Session, ttft: float, tpot: float) -> Slo:
-    """The base model alone beside npu-weave: open arrivals, prefill, decode; returns the bounds for goodput."""
-    plan, texts, threads = session.plan, session.texts, _threads()
+def _beside_base(session: _Session, bounds: tuple[float, float]) -> list[Table]:
+    """The base model alone beside npu-weave: open arrivals, prefill, decode."""
+    plan, texts, threads, traffic = session.plan, session.texts, _threads(), Traffic(session.texts)
     specs = [Spec(ALONE, session.base, None, threads, _KV_BYTES)]
     for count in plan.adapters:
         root = session.scratch / "adapters" if count == min(plan.adapters) else None
@@ -148,55 +157,80 @@ def _beside_base(session: _Session, ttft: float, tpot: float) -> Slo:
         shipped = session.adapters[: len(_domains(session))]
         for weave in weaves:  # each warm before anything is measured
             served = weave.spec.adapters or ()
-            saturate([weave.target(adapter) for adapter in served], served, texts, 1)
-        capacity = saturate([alone.target(None)] * len(shipped), shipped, texts)
-        typical = unloaded(alone, shipped, texts, capacity, plan.horizon)
-        slo = Slo(ttft * typical.ttft, tpot * typical.tpot)
+            saturate(traffic, [weave.target(adapter) for adapter in served], served, 1)
+        capacity = saturate(traffic, [alone.target(None)] * len(shipped), shipped)
+        typical = unloaded(traffic, alone, shipped, capacity, plan.horizon)
+        slo = _bounds(session, "weave-tiny, arrivals", typical, bounds)
         session.settings["base model alone, requests a second at once"] = round(capacity, 1)
-        session.settings["goodput bounds"] = (
-            f"TTFT {slo.ttft * 1e3:.1f} ms, TPOT {slo.tpot * 1e3:.1f} ms: {ttft:g} and {tpot:g} times the unloaded "
-            "median of the base model alone"
-        )
         loads = [(round(share * capacity, 1), alpha) for share, alpha in plan.loads]
-        session.tables.append(arrivals_table(alone, weaves, loads, plan.horizon, plan.repeats, slo, texts))
         asked, domains = targets(alone, weaves[-1]), _domains(session)
-        session.tables.append(prefill_table(asked, domains, plan.lengths, plan.prefill_repeats, texts))
-        session.tables.append(
-            decode_table(asked, domains, plan.batches, plan.prompt, plan.steps, plan.decode_repeats, texts)
-        )
+        tables = [
+            arrivals_table(alone, weaves, loads, plan.horizon, plan.repeats, slo, traffic),
+            prefill_table(asked, domains, plan.lengths, plan.prefill_repeats, texts),
+            decode_table(asked, domains, plan.batches, plan.prompt, plan.steps, plan.decode_repeats, texts),
+        ]
         timed = measure_loads(weaves[0], session.adapters[-_LOADED:])
         for name, engine in found.items():
             session.taken.append(footprint_row(name, [engine], timed if engine is weaves[0] else None))
-    return slo
+    return tables
 
 
-def _beside_merged(session: _Session, slo: Slo) -> None:
-    """Two adapters in one engine beside two merged engines of the same threads and KV cache in all."""
-    pair, threads = session.adapters[:2], max(2, _cores())
+def _pairs(session: _Session) -> list[Pair]:
+    """The models that are served merged: the wide one, and in a full run the small real one."""
+    plan, texts = session.plan, session.texts
+    island, record = session.adapters[2:4]  # of the shipped, those with the longest answers
+    base, adapters = make_wide([island.domain, record.domain], session.scratch)
+    pairs = [Pair("wide", base, adapters, Traffic(texts, _WIDE_LENGTHS, 24), plan.merged_loads, plan.wide_horizon)]
+    if plan.tiny_merged:
+        pairs.append(
+            Pair("weave-tiny", session.base, [island, record], Traffic(texts), plan.merged_loads, plan.horizon)
+        )
+    return pairs
+
+
+def _beside_merged(session: _Session, bounds: tuple[float, float]) -> list[Row]:
+    """Two adapters in one engine beside two merged engines of the same threads and KV cache in all, model by model."""
+    threads = max(2, _cores())
     half = threads // 2
     whole, single = f"npu-weave, {threads} threads", f"npu-weave, {half} thread{'s' if half > 1 else ''}"
-    specs = [
-        Spec(whole, session.base, pair, threads, _KV_BYTES),
-        Spec(single, session.base, pair, half, _KV_BYTES),
-        *(
-            Spec(f"merged {adapter.name}", merge(session.base, adapter, session.scratch), None, half, _KV_BYTES // 2)
-            for adapter in pair
-        ),
-    ]
-    with session.running(specs) as found:
-        both = [found[spec.name] for spec in specs[2:]]
-        asked = {MERGED: [engine.target(None) for engine in both]}
-        asked |= {name: [found[name].target(adapter) for adapter in pair] for name in (whole, single)}
-        for who in asked.values():
-            saturate(who, pair, session.texts, 1)
-        rates = {name: round(saturate(who, pair, session.texts), 1) for name, who in asked.items()}
-        session.settings["two adapters, requests a second at once, equal shares"] = rates
-        capacity = max(rates[whole], rates[single])
-        plan = session.plan
-        session.tables.append(
-            merged_table(asked, pair, plan.merged_loads, capacity, plan.horizon, plan.repeats, slo, session.texts)
-        )
-        session.taken += [footprint_row(whole, [found[whole]]), footprint_row(MERGED, both)]
+    made: list[Row] = []
+    for pair in _pairs(session):
+        specs = [Spec(f"merged {adapter.name}", merge(pair.base, adapter, session.scratch), None, half, _KV_BYTES // 2)
+                 for adapter in pair.adapters]  # fmt: skip
+        weaves = {whole: threads, single: half} if pair.model == "weave-tiny" else {whole: threads}
+        specs += [Spec(name, pair.base, pair.adapters, count, _KV_BYTES) for name, count in weaves.items()]
+        with session.running(specs) as found:
+            made += _pair_rows(session, pair, bounds, found, list(weaves))
+            merged = [found[spec.name] for spec in specs[:2]]
+            session.taken += [footprint_row(f"{pair.model}: {name}", [found[name]]) for name in weaves]
+            session.taken.append(footprint_row(f"{pair.model}: {MERGED}", merged))
+    return made
+
+
+def _pair_rows(
+    session: _Session, pair: Pair, bounds: tuple[float, float], found: Mapping[str, Engine], weaves: Sequence[str]
+) -> list[Row]:
+    merged = [engine for name, engine in found.items() if name not in weaves]
+    asked = {MERGED: [engine.target(None) for engine in merged]}
+    asked |= {name: [found[name].target(adapter) for adapter in pair.adapters] for name in weaves}
+    rates = {name: saturate(pair.traffic, who, pair.adapters) for name, who in asked.items()}
+    session.settings[f"{pair.model}: requests a second at once, two adapters in equal shares"] = {
+        name: round(rate, 2) for name, rate in rates.items()
+    }
+    capacity = max(rates[name] for name in weaves)
+    typical = unloaded(pair.traffic, merged[0], pair.adapters[:1], capacity / 4, pair.horizon)
+    slo = _bounds(session, f"{pair.model}, merged", typical, bounds)
+    return merged_rows(pair, asked, capacity, session.plan.repeats, slo)
+
+
+def _bounds(session: _Session, title: str, typical: Slo, bounds: tuple[float, float]) -> Slo:
+    """Bounds for goodput, as multiples of unloaded medians; notes them."""
+    slo = Slo(bounds[0] * typical.ttft, bounds[1] * typical.tpot)
+    session.settings[f"goodput bounds, {title}"] = (
+        f"TTFT {slo.ttft * 1e3:.1f} ms, TPOT {slo.tpot * 1e3:.1f} ms: {bounds[0]:g} and {bounds[1]:g} times the "
+        "unloaded medians of plain vLLM with this model"
+    )
+    return slo
 
 
 def _try_lora(session: _Session) -> None:
@@ -234,7 +268,10 @@ def _note_settings(session: _Session) -> None:
             "tuned experts, of 128": dict(tuned),
             "prompts, tokens (least / mean / most)": session.texts.lengths(domains),
             "answers": "as many tokens as the right answer has, whatever the model would say",
-            "horizon of arrivals, seconds": plan.horizon,
+            "wide model": f"random weights: {WIDE.layers} layers, {WIDE.experts} experts of {WIDE.expert_width}, "
+            f"top-{WIDE.top_k}, hidden {WIDE.hidden}, bfloat16; two adapters of 7 experts a layer; prompts of "
+            f"{_WIDE_LENGTHS[0]} and answers of {_WIDE_LENGTHS[1]} tokens",
+            "horizon of arrivals, seconds": f"{plan.horizon:g}; wide model {plan.wide_horizon:g}",
             "repeats": plan.repeats,
             "shares": "adapter i of n: ((i + 1) / n) ** alpha - (i / n) ** alpha",
             "scaling: prefill": f"prompts of {plan.lengths} at batch 1; the paper: 128 to 2048",

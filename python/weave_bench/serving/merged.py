@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
-from weave_bench.results import Row, Table
+from weave_bench.results import Label, Row, Table
 from weave_bench.serving.comparison import Trial, compare, rows
 from weave_bench.serving.metrics import Figures, Slo, measure
 from weave_bench.serving.models import Adapter
-from weave_bench.serving.open_load import COLUMNS, Target, paced
+from weave_bench.serving.open_load import COLUMNS, Target, Traffic
 from weave_bench.serving.records import Outcome, Wave
-from weave_bench.serving.workload import Prompts, shares
+from weave_bench.serving.workload import shares
 
 MERGED = "two merged engines"
 _LATENCIES = tuple(key for key in COLUMNS if key.startswith(("TTFT", "TPOT", "ITL")))
@@ -19,53 +21,81 @@ _COLUMNS = {**COLUMNS, _TOTAL: "tokens a second while requests arrive, of prompt
 _COMPARED = ("prefill", "decode", _TOTAL, "goodput", *_LATENCIES)
 
 
-def merged_table(
-    asked: Mapping[str, Sequence[Target]], adapters: Sequence[Adapter], loads: Sequence[tuple[float, float]],
-    capacity: float, horizon: float, repeats: int, slo: Slo, texts: Prompts,
-) -> Table:  # fmt: skip
+@dataclass(frozen=True)
+class Pair:
+    """A model with two adapters, and what is asked of it.
+
+    Attributes:
+        model: name for people.
+        adapters: two, the one with the larger share first.
+        loads: (rate over what npu-weave answers a second when many come at once, alpha). Above 1 queues grow:
+            latencies say nothing then, and throughput does.
+        horizon: seconds in which requests arrive.
+    """
+
+    model: str
+    base: Path
+    adapters: Sequence[Adapter]
+    traffic: Traffic
+    loads: Sequence[tuple[float, float]]
+    horizon: float
+
+
+def merged_rows(
+    pair: Pair, asked: Mapping[str, Sequence[Target]], capacity: float, repeats: int, slo: Slo
+) -> list[Row]:
     """Systems beside the merged engines.
 
     Args:
+        pair: the model.
         asked: system -> whom requests of each adapter ask; `MERGED` among them.
-        adapters: in the order of their shares.
-        loads: (rate over `capacity`, alpha). Above 1 queues grow, latencies say nothing and throughput does.
-        capacity: requests a second.
+        capacity: requests a second, what loads are shares of.
+        repeats: of every load.
+        slo: bounds for goodput.
     """
     trials = []
-    for load, alpha in loads:
-        rate = round(load * capacity, 1)
-        labels = {"load": load, "rate": rate, "alpha": alpha, "larger share": round(shares(len(adapters), alpha)[0], 2)}
+    for load, alpha in pair.loads:
+        rate = round(load * capacity, 2)
+        share = round(shares(len(pair.adapters), alpha)[0], 2)
+        labels: dict[str, Label] = {
+            "model": pair.model,
+            "load": load,
+            "rate": rate,
+            "alpha": alpha,
+            "larger share": share,
+        }
+        over = load >= 1
         waves = {
-            name: _cut(paced(alpha, rate, horizon, adapters, targets, texts), horizon if load >= 1 else None)
+            name: _waves(pair.traffic.paced(alpha, rate, pair.horizon, pair.adapters, targets), pair.horizon, over)
             for name, targets in asked.items()
         }
-        trials.append(Trial(labels, waves, MERGED, _figures(horizon, slo, full=load >= 1)))
+        trials.append(Trial(labels, waves, MERGED, _figures(pair.horizon, slo, over)))
     made: list[Row] = []
-    for trial, found in zip(trials, compare(trials, repeats, "merged"), strict=True):
+    for trial, found in zip(trials, compare(trials, repeats, f"merged, {pair.model}"), strict=True):
         made += rows(trial, found, list(_COLUMNS), _COMPARED, " / merged")
+    return made
+
+
+def merged_table(found: Sequence[Row]) -> Table:
+    """The rows of all models."""
     ratios = {f"{key} / merged": f"{key} over that of the two merged engines" for key in _COMPARED}
-    return Table("merged", "One engine with two adapters, or two engines", _COLUMNS | ratios, made, _SHOWS)
+    return Table("merged", "One engine with two adapters, or two engines", _COLUMNS | ratios, list(found), _SHOWS)
 
 
-def _cut(pace: Callable[[int], Wave], limit: float | None) -> Callable[[int], Wave]:
-    if limit is None:
-        return pace
-    return lambda repeat: _limited(pace(repeat), limit)
+def _waves(pace: Callable[[int], Wave], horizon: float, over: bool) -> Callable[[int], Wave]:
+    """Where more comes than can be done, what is left at the end is given up."""
+    return (lambda repeat: Wave(pace(repeat).calls, horizon)) if over else pace
 
 
-def _limited(wave: Wave, limit: float) -> Wave:
-    return Wave(wave.calls, limit)
-
-
-def _figures(horizon: float, slo: Slo, *, full: bool) -> Callable[[Outcome], Figures]:
-    """Figures of a run; of one with more than can be served, without latencies, which only say how long it went on."""
+def _figures(horizon: float, slo: Slo, over: bool) -> Callable[[Outcome], Figures]:
+    """Figures of a run; of one with more than can be done, without latencies, which only say how long it went on."""
 
     def figures(outcome: Outcome) -> Figures:
         found = dict(measure(outcome, horizon, slo))
         prefill, decode = found["prefill"], found["decode"]
         assert prefill is not None and decode is not None
         found[_TOTAL] = prefill + decode
-        return {**found, **dict.fromkeys(_LATENCIES)} if full else found
+        return {**found, **dict.fromkeys(_LATENCIES)} if over else found
 
     return figures
 
@@ -73,11 +103,12 @@ def _figures(horizon: float, slo: Slo, *, full: bool) -> Callable[[Outcome], Fig
 _SHOWS = (
     "The paper's comparison: two checkpoints, each with one adapter merged in, served by an engine each, beside one "
     "engine with both adapters. The merged engines have half the KV cache and half the threads each; both sides may "
-    "use every core, and the operating system shares cores out among the merged engines' processes. `load` is the "
-    "rate over what npu-weave answers a second when many requests come at once; above 1 both have more than they can "
-    "do, and throughput is what they get done. The paper finds +14 to 18 % decode and +7 to 14 % prefill on NPUs. "
-    "What decides here is different: two engines run two Python schedulers and servers at once on the cores, where "
-    "one engine runs one, and the small model keeps neither busy with computing alone. So this shows how the two "
-    "behave on a small host, not what a device that computes all the time would gain; KV cache never runs short with "
-    "this model, where on a device it does."
+    "use every core. `load` is the rate over what npu-weave answers a second when many requests come at once; above 1"
+    " both sides have more than they can do, latencies are left out, and throughput is what they get done. The paper "
+    "finds +14 to 18 % decode and +7 to 14 % prefill on NPUs under skew. `wide` is a model of random weights with "
+    "experts large enough that a step is mostly reading and computing them, as on a device; `weave-tiny` is the small"
+    " real model, where a step is mostly Python: there two engines run two schedulers and two servers at once on the "
+    "cores, and one engine only one. Random weights choose experts nearly evenly; a trained model's choice is more "
+    "uneven, which makes batches of one adapter touch fewer experts. KV cache never runs short here; on a device that"
+    " holds merged checkpoints it does, which adds to what the paper gains."
 )

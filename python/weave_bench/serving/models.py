@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from weave_lab.checkpoint import adapter_tensors
+from weave_lab.checkpoint import MATRICES, adapter_tensors, expert_key, save_adapter, save_base
+from weave_lab.model import ModelShape, MoELanguageModel
 
 _NOISE = 0.01
 """Size of the change that makes one more adapter of one that ships, relative to each matrix's own spread."""
+
+WIDE = ModelShape(
+    hidden=1024, layers=4, experts=64, top_k=6, expert_width=512, heads=8, kv_heads=2, head_dim=64, max_positions=4096
+)
+"""Of random weights, for speed alone: 0.8 GB of experts, far more than any processor caches."""
+_TUNED = 7
+"""Experts a layer that an adapter of it tunes: the mean of the paper's gate-math."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,27 @@ def make_adapters(models: Path, count: int, scratch: Path) -> list[Adapter]:
         path = source if turn == 1 else _changed(source, scratch / "adapters" / name, index)
         made.append(Adapter(name, source.name, path, _tuned(path)))
     return made
+
+
+def make_wide(domains: Sequence[str], scratch: Path) -> tuple[Path, list[Adapter]]:
+    """A base model of `WIDE` below `scratch`, and an adapter for each of `domains`, whose prompts it gets."""
+    torch.manual_seed(0)
+    model = MoELanguageModel(WIDE)
+    base = scratch / "wide" / "base"
+    save_base(model, base)
+    made = []
+    weights = model.state_dict()
+    for seed, domain in enumerate(domains):
+        drawn = random.Random(seed)
+        choice = {layer: sorted(drawn.sample(range(WIDE.experts), _TUNED)) for layer in range(WIDE.layers)}
+        for layer, experts in choice.items():
+            for expert in experts:
+                for matrix in MATRICES:
+                    weights[expert_key(layer, expert, matrix)].mul_(1 + _NOISE * (seed + 1))
+        path = scratch / "wide" / domain
+        save_adapter(model, choice, path)
+        made.append(Adapter(f"wide-{domain}", domain, path, _tuned(path)))
+    return base, made
 
 
 def merge(base: Path, adapter: Adapter, scratch: Path) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from weave_bench.results import Row, Table
 from weave_bench.serving.comparison import Trial, compare, rows
@@ -17,8 +18,6 @@ from weave_bench.serving.workload import Prompts, arrivals, calls
 ALONE = "base model alone"
 SETTLED = 30.0
 """Seconds given to answer what is on its way when the last request has come."""
-_SATURATING = 96
-"""Requests sent at once to find how many an engine answers a second."""
 _LIGHT = 0.1
 """Share of that rate at which latencies count as unloaded."""
 
@@ -40,40 +39,57 @@ COLUMNS = {
 COMPARED = ("TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99", "ITL p50", "ITL p99", "prefill", "decode", "goodput")
 
 
-def paced(
-    alpha: float, rate: float, horizon: float, adapters: Sequence[Adapter], targets: Sequence[Target], texts: Prompts
-) -> Callable[[int], Wave]:
-    """Repeat -> the requests that arrive in it; the repeat is the seed, so all systems get the same."""
-    domains = [adapter.domain for adapter in adapters]
+@dataclass(frozen=True)
+class Traffic:
+    """What requests of one model look like.
 
-    def wave(repeat: int) -> Wave:
-        return Wave(calls(arrivals(rate, horizon, repeat), alpha, domains, targets, texts), horizon + SETTLED)
+    Attributes:
+        texts: where prompts come from.
+        lengths: tokens of every prompt and every answer; None takes the tasks' own.
+        crowd: requests sent at once to find how many an engine answers a second.
+    """
 
-    return wave
+    texts: Prompts
+    lengths: tuple[int, int] | None = None
+    crowd: int = 96
+
+    def paced(
+        self, alpha: float, rate: float, horizon: float, adapters: Sequence[Adapter], targets: Sequence[Target]
+    ) -> Callable[[int], Wave]:
+        """Repeat -> the requests that arrive in it; the repeat is the seed, so all systems get the same."""
+        domains = [adapter.domain for adapter in adapters]
+
+        def wave(repeat: int) -> Wave:
+            made = calls(arrivals(rate, horizon, repeat), alpha, domains, targets, self.texts, self.lengths)
+            return Wave(made, horizon + SETTLED)
+
+        return wave
 
 
-def saturate(targets: Sequence[Target], adapters: Sequence[Adapter], texts: Prompts, repeats: int = 3) -> float:
-    """Requests a second that systems answer when many come at once, the best of some: adapters in equal shares."""
-    pace = paced(1.0, _SATURATING, 1.0, adapters, targets, texts)
-    crowds = [[Call(0.0, call.url, call.model, call.prompt, call.tokens) for call in pace(seed).calls]
-              for seed in range(repeats + 1)]  # fmt: skip
+def saturate(traffic: Traffic, targets: Sequence[Target], adapters: Sequence[Adapter], repeats: int = 3) -> float:
+    """Requests a second that a system answers when many come at once, the best of some: adapters in equal shares."""
+    pace = traffic.paced(1.0, traffic.crowd, 1.0, adapters, targets)
+    crowds = [
+        [Call(0.0, call.url, call.model, call.prompt, call.tokens) for call in pace(seed).calls]
+        for seed in range(repeats + 1)
+    ]
     found = send([Wave(crowd) for crowd in crowds], "calibrate")[1:]  # the first warms up
     return max(len(outcome.replies) / outcome.seconds for outcome in found)
 
 
-def unloaded(engine: Engine, adapters: Sequence[Adapter], texts: Prompts, capacity: float, horizon: float) -> Slo:
-    """Median TTFT and TPOT of one engine's base model under light traffic: what bounds are multiples of."""
+def unloaded(traffic: Traffic, engine: Engine, adapters: Sequence[Adapter], capacity: float, horizon: float) -> Slo:
+    """Median TTFT and TPOT of one engine's own model under light traffic: what bounds are multiples of."""
     targets = [engine.target(None)] * len(adapters)
-    pace = paced(1.0, _LIGHT * capacity, horizon, adapters, targets, texts)
-    return typical(send([pace(seed) for seed in (0, 1)], "latency of the base model alone"))
+    pace = traffic.paced(1.0, max(_LIGHT * capacity, 1.0), horizon, adapters, targets)
+    return typical(send([pace(seed) for seed in (0, 1)], "unloaded latency"))
 
 
 def arrivals_table(
     alone: Engine, weaves: Sequence[Engine], loads: Sequence[tuple[float, float]], horizon: float, repeats: int,
-    slo: Slo, texts: Prompts,
+    slo: Slo, traffic: Traffic,
 ) -> Table:  # fmt: skip
     """Each of `weaves` with its adapters beside the base model alone, at each of `loads` (requests a second, alpha)."""
-    trials = [_trial(alone, weave, rate, alpha, horizon, slo, texts) for rate, alpha in loads for weave in weaves
+    trials = [_trial(alone, weave, rate, alpha, horizon, slo, traffic) for rate, alpha in loads for weave in weaves
               if alpha == 1 or len(_adapters(weave)) > 1]  # fmt: skip
     made: list[Row] = []
     for trial, found in zip(trials, compare(trials, repeats, "arrivals"), strict=True):
@@ -82,7 +98,9 @@ def arrivals_table(
     return Table("arrivals", "Requests that arrive on their own", COLUMNS | ratios, made, _SHOWS)
 
 
-def _trial(alone: Engine, weave: Engine, rate: float, alpha: float, horizon: float, slo: Slo, texts: Prompts) -> Trial:
+def _trial(
+    alone: Engine, weave: Engine, rate: float, alpha: float, horizon: float, slo: Slo, traffic: Traffic
+) -> Trial:
     adapters = _adapters(weave)
     figures: Callable[[Outcome], Figures] = functools.partial(measure, horizon=horizon, slo=slo)
     to_base = [alone.target(None)] * len(adapters)
@@ -90,8 +108,8 @@ def _trial(alone: Engine, weave: Engine, rate: float, alpha: float, horizon: flo
     return Trial(
         {"adapters": len(adapters), "rate": rate, "alpha": alpha},
         {
-            ALONE: paced(alpha, rate, horizon, adapters, to_base, texts),
-            "npu-weave": paced(alpha, rate, horizon, adapters, to_adapters, texts),
+            ALONE: traffic.paced(alpha, rate, horizon, adapters, to_base),
+            "npu-weave": traffic.paced(alpha, rate, horizon, adapters, to_adapters),
         },
         ALONE,
         figures,

@@ -7,7 +7,7 @@ adapter, with shares by a power law of shape alpha where 1 is uniform and less i
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,8 +112,9 @@ def answer_tokens(example: Example) -> int:
 
 
 def calls(
-    arrived: Sequence[Arrival], alpha: float, domains: Sequence[str], targets: Sequence[tuple[str, str]], texts: Prompts
-) -> list[Call]:
+    arrived: Sequence[Arrival], alpha: float, domains: Sequence[str], targets: Sequence[tuple[str, str]],
+    texts: Prompts, lengths: tuple[int, int] | None = None,
+) -> list[Call]:  # fmt: skip
     """The requests of one run.
 
     Args:
@@ -122,23 +123,18 @@ def calls(
         domains: the task of each adapter.
         targets: URL and model name that serve each adapter, in the same order.
         texts: where prompts come from.
+        lengths: tokens of every prompt and every answer; None takes the tasks' own.
     """
     made = []
     for arrival in arrived:
         index = adapter_at(arrival.quantile, len(domains), alpha)
-        example = texts.example(domains[index], arrival.pick)
-        url, model = targets[index]
-        made.append(Call(arrival.at, url, model, example.prompt, answer_tokens(example)))
+        if lengths is None:
+            example = texts.example(domains[index], arrival.pick)
+            prompt, tokens = example.prompt, answer_tokens(example)
+        else:
+            prompt, tokens = texts.text(domains[index], lengths[0], arrival.pick), lengths[1]
+        made.append(Call(arrival.at, *targets[index], prompt, tokens))
     return made
-
-
-def counts(made: Sequence[Call]) -> Mapping[str, int]:
-    """Requests by model and server."""
-    found: dict[str, int] = {}
-    for call in made:
-        key = f"{call.model} at {call.url}"
-        found[key] = found.get(key, 0) + 1
-    return found
 
 
 def _range(values: Sequence[int]) -> str:
