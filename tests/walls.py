@@ -27,7 +27,8 @@ SAME_FLOOR: dict[str, frozenset[str]] = {
 COMPANIONS = frozenset({"weave_ops", "weave_lab", "weave_bench"})
 # Foreign packages that only the named places may import.
 RESERVED: dict[str, tuple[str, ...]] = {
-    "vllm": ("npu_weave.engine", "weave_lab.demo.plain"),  # the latter: vLLM without us, to compare with
+    # besides the engine: vLLM without us, to compare with; and its MoE layers one by one, to be timed
+    "vllm": ("npu_weave.engine", "weave_lab.demo.plain", "weave_bench.layers.engine_layers"),
     "vllm_ascend": ("npu_weave.engine.ascend",),
     "torch_npu": ("npu_weave.engine.ascend", "npu_weave.memory.npu_tensor", "weave_ops.ascendc"),
 }
