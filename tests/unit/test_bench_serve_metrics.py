@@ -23,7 +23,7 @@ DUE = 1.0
 
 def reply(times: list[float], tokens: list[int] | None = None, **fields: object) -> Reply:
     known: dict[str, object] = {"due": DUE, "sent": DUE + 0.01, "prompt_tokens": 10, "finished": True, **fields}
-    return Reply(times=times, tokens=tokens or [1] * len(times), **known)  # type: ignore[arg-type]
+    return Reply(times=times, tokens=tokens or [1] * len(times), **known)
 
 
 def outcome(*replies: Reply) -> Outcome:
