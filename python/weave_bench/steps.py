@@ -32,10 +32,12 @@ def measure(*, quick: bool) -> Part:
 
 def measure_here(quick: bool) -> Part:
     """As `measure`, in this process, which must not have imported vLLM yet."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # of torch's profiler: it would write between progress bars
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # read when vLLM is imported, and so are the imports below
     import torch
 
     from weave_bench.layers import bench, traces, traffic
+    from weave_bench.layers.batch import HIDDEN
     from weave_bench.layers.engine_layers import WIDTH
     from weave_bench.layers.overhead import overhead
     from weave_bench.layers.own_work import own_work
@@ -63,12 +65,12 @@ def measure_here(quick: bool) -> Part:
     with bench.open_bench(requests, scale, layers) as opened:
         tables = [overhead(opened), parity(opened), separate(opened), own_work(opened)]
         settings = {
-            "geometry": f"hidden {2048}, {traffic.EXPERTS} experts of {WIDTH}, top-{traffic.TOP_K}, bfloat16",
+            "geometry": f"hidden {HIDDEN}, {traffic.EXPERTS} experts of {WIDTH}, top-{traffic.TOP_K}, bfloat16",
             "layers": f"{layers} of 26, one after the other: as many as asked for ({scale.layers}) and fit in memory",
             "traffic": requests.source,
             "adapters": [tenant.name for tenant in requests.tenants],
             "adapter rows a layer": rows,
-            "rows a layer, limit of the kernel": 372,
+            "rows a layer, limit of the kernel": (2**31 - 1) // (2 * WIDTH * HIDDEN) + 1,  # 32-bit addresses
             "pairs": scale.pairs,
             "read between timed runs to empty caches, MiB": opened.cold.nbytes >> 20,
             "threads": torch.get_num_threads(),

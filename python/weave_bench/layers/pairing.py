@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -70,8 +71,10 @@ def time_pair(
 
 
 def microseconds(action: Action, calls: int, clock: Callable[[], float] = time.perf_counter) -> float:
-    """Of one call, on average over `calls`."""
-    begun = clock()
+    """Of one call: the median of `calls` in a row, so that those in which others had the processor count little."""
+    taken = []
     for _ in range(calls):
+        begun = clock()
         action()
-    return (clock() - begun) / calls * 1e6
+        taken.append(clock() - begun)
+    return statistics.median(taken) * 1e6
