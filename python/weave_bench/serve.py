@@ -18,6 +18,7 @@ from rich.console import Console
 
 from weave_bench.results import Part, Row, Table
 from weave_bench.serving.footprint import footprint_row, footprint_table, measure_loads
+from weave_bench.serving.lora import try_lora
 from weave_bench.serving.merged import MERGED, Pair, merged_rows, merged_table
 from weave_bench.serving.metrics import Slo
 from weave_bench.serving.microbenchmarks import decode_table, prefill_table, targets
@@ -140,7 +141,8 @@ def measure(*, quick: bool, ttft: float = 5.0, tpot: float = 2.0) -> Part:
         if quick:
             session.left_out.append("vLLM's own LoRA on MoE experts is tried in full runs only")
         else:
-            _try_lora(session)
+            logs = scratch / "logs"
+            session.left_out.append(try_lora(session.base, _threads(), _KV_BYTES, logs, session.console))
     tables = [arrivals, merged, prefill, decode, footprint_table(session.taken)]
     return Part("serve", time.monotonic() - begun, quick, session.settings, tables, session.left_out)
 
@@ -231,28 +233,6 @@ def _bounds(session: _Session, title: str, typical: Slo, bounds: tuple[float, fl
         "unloaded medians of plain vLLM with this model"
     )
     return slo
-
-
-def _try_lora(session: _Session) -> None:
-    """Whether vLLM's own LoRA on MoE experts starts here at all; what it says is noted."""
-    extra = ("--enable-lora", "--max-loras", "5", "--max-lora-rank", "16")
-    spec = Spec("vLLM's own LoRA", session.base, None, _threads(), _KV_BYTES, extra=extra)
-    try:
-        with session.running([spec]):
-            session.left_out.append(
-                "vLLM's own LoRA on MoE experts starts here, and is not measured: no LoRA adapters of equal tuned "
-                "experts are made"
-            )
-    except RuntimeError as error:
-        reason = _reason(str(error))
-        session.left_out.append(f"vLLM's own LoRA on MoE experts does not start here: {reason}")
-
-
-def _reason(log: str) -> str:
-    """The last line of a log that names an error."""
-    lines = [line.strip() for line in log.splitlines() if "Error: " in line]
-    named = [line for line in lines if "Engine core initialization failed" not in line]
-    return (named or lines or ["its log names no error"])[0].partition("] ")[2][:300] or "its log names no error"
 
 
 def _note_settings(session: _Session) -> None:

@@ -51,9 +51,9 @@ def test_percentiles_are_in_milliseconds() -> None:
 
 
 def test_throughput_counts_what_came_within_the_horizon() -> None:
-    early, late = reply([1.0, 3.0, 5.0], [1, 2, 4]), reply([4.5], prompt_tokens=100)
-    assert throughput([early, late], 4.0) == (10 / 4, 2 / 4)
-    assert throughput([early, late], 5.0) == (110 / 5, 6 / 5)
+    early, late = reply([1.0, 3.0, 5.0], [2, 2, 4]), reply([4.5], prompt_tokens=100)
+    assert throughput([early, late], 4.0) == (10 / 4, 3 / 4)
+    assert throughput([early, late], 5.0) == (110 / 5, 7 / 5)
 
 
 def test_goodput_needs_both_bounds_and_the_whole_answer() -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from weave_bench.serving.lora import named_error
 from weave_bench.serving.models import Adapter, make_adapters
 from weave_bench.serving.systems import Spec, kv_tokens
 from weave_lab.artifacts import shipped
@@ -58,3 +59,12 @@ def test_more_adapters_tune_the_same_experts_to_other_values(tmp_path: Path) -> 
         change = (other[name].float() - tensor.float()).std() / tensor.float().std()
         assert 0.005 < change < 0.02
         assert not torch.equal(other[name], tensor)
+
+
+def test_the_first_error_a_log_names_is_told() -> None:
+    log = """(EngineCore pid=1) INFO 11-22 13:08:17 [core.py:1] starting
+(Worker pid=2) ERROR 11-22 13:08:17 [executor.py:9] AttributeError: module 'triton.language' has no 'bfloat16'
+(APIServer pid=3) ERROR 11-22 13:08:17 [serving.py:9] EngineDeadError: see above
+"""
+    assert named_error(log) == "AttributeError: module 'triton.language' has no 'bfloat16'"
+    assert named_error("a line: with a colon\nRuntimeError\n") == ""

@@ -55,12 +55,13 @@ def percentiles(values: Sequence[float], title: str) -> dict[str, float | None]:
 def throughput(replies: Sequence[Reply], horizon: float) -> tuple[float, float]:
     """Prefill and decode tokens a second while requests keep arriving, from 0 to `horizon` seconds.
 
-    Prefill counts prompts whose first token came in that time; decode counts the tokens after the first piece.
+    Prefill counts prompts whose first token came in that time; decode counts the tokens after the first.
     What a server still has to do at the end is not waited for: else a server that ends with one half idle would be
     charged for a lull that steady traffic does not have.
     """
     prompt = sum(reply.prompt_tokens for reply in replies if reply.times and reply.times[0] <= horizon)
-    decoded = sum(sum(reply.tokens[1 : bisect.bisect_right(reply.times, horizon)]) for reply in replies)
+    came = [sum(reply.tokens[: bisect.bisect_right(reply.times, horizon)]) for reply in replies]
+    decoded = sum(tokens - 1 for tokens in came if tokens)
     return prompt / horizon, decoded / horizon
 
 

@@ -60,6 +60,11 @@ class Spec:
     root: Path | None = None
     extra: Sequence[str] = ()
 
+    @property
+    def log_name(self) -> str:
+        """The file of its log."""
+        return f"{re.sub('[^a-z0-9]+', '-', self.name.lower())}.log"
+
     def command(self) -> list[str]:
         """How the server is started, but for where it listens."""
         settings = {**OPTIONS, "served_model_name": BASE, "kv_cache_memory_bytes": self.kv_bytes}
@@ -141,8 +146,7 @@ def engines(specs: Sequence[Spec], logs: Path, console: Console) -> Iterator[dic
     with ExitStack() as stack:
         for spec in specs:
             begun = time.perf_counter()
-            log = logs / f"{re.sub('[^a-z0-9]+', '-', spec.name)}.log"
-            url, process = stack.enter_context(running(spec.command(), spec.environment(), log))
+            url, process = stack.enter_context(running(spec.command(), spec.environment(), logs / spec.log_name))
             found[spec.name] = Engine(spec, url, process, time.perf_counter() - begun)
             console.print(f"started {spec.name} in {found[spec.name].start_seconds:.0f} s")
         yield found
