@@ -14,7 +14,7 @@ from weave_bench.cuda.limits import Limits, Work, floor
 from weave_bench.cuda.plan import Plan
 from weave_bench.cuda.step import ExpertWeights, Step
 from weave_bench.cuda.tables import TABLES, overhead_row, parity_rows, separate_row
-from weave_bench.cuda.timing import event_timer, graph_timer, in_turn
+from weave_bench.cuda.timing import TIMERS, Action, Timer, in_turn
 from weave_bench.cuda.traffic import REQUEST, base_steps, make_steps
 from weave_bench.cuda.weights import Experts
 from weave_bench.results import Label, Row
@@ -101,9 +101,18 @@ def check_same(found: Mapping[str, Way]) -> None:
 
 
 def measure_layer(
-    shape: LayerShape, experts: Experts, tuned: list[tuple[int, ...]], plan: Plan, limits: Limits
+    shape: LayerShape,
+    experts: Experts,
+    tuned: list[tuple[int, ...]],
+    plan: Plan,
+    limits: Limits,
+    timers: Mapping[str, Callable[[Action], Timer]] = TIMERS,
 ) -> dict[str, list[Row]]:
-    """All batches of `plan` through one layer: rows of the tables, by the names of these."""
+    """All batches of `plan` through one layer: rows of the tables, by the names of these.
+
+    Args:
+        timers: how each launch of `plan` is timed.
+    """
     rows: dict[str, list[Row]] = {name: [] for name in TABLES}
     device = experts.virtual.w13.device
     for phase, launch, tokens, adapters in tqdm(list(plan.cases()), desc=shape.name, leave=False, disable=None):
@@ -114,8 +123,7 @@ def measure_layer(
         last = adapters == max(plan.adapters)
         found = ways(shape, experts, steps, one=adapters == 1, parts=last)
         check_same(found)
-        timer = event_timer if launch == "eager" else graph_timer
-        times = in_turn({name: timer(way) for name, way in found.items()}, plan.turns)
+        times = in_turn({name: timers[launch](way) for name, way in found.items()}, plan.turns)
         times = {name: [one / plan.steps for one in taken] for name, taken in times.items()}
         labels: dict[str, Label] = {"model": shape.name, "phase": phase, "launch": launch, "tokens": tokens}
         work = {name: found[name].work() for name in ("base", "adapters")}

@@ -41,6 +41,10 @@ def graph_timer(action: Action) -> Timer:
     return event_timer(graph.replay, outputs)
 
 
+TIMERS: Mapping[str, Callable[[Action], Timer]] = {"eager": event_timer, "graph": graph_timer}
+"""By how steps are launched."""
+
+
 def in_turn(timers: Mapping[str, Timer], turns: int, warm_up: int = 2) -> dict[str, list[float]]:
     """What every timer says in every turn. The order is reversed from turn to turn, so that none is always first.
 
