@@ -48,8 +48,10 @@ def engine_process() -> Iterator[Path]:
         with set_current_vllm_config(VllmConfig()):
             init_distributed_environment(1, 0, f"file://{scratch}/store", 0, "gloo")
             initialize_model_parallel(1, 1)
-        yield Path(scratch)
-        cleanup_dist_env_and_memory()
+        try:
+            yield Path(scratch)
+        finally:
+            cleanup_dist_env_and_memory()
 
 
 class EngineLayers:

@@ -31,8 +31,8 @@ COLUMNS = {
 SHOWS = (
     "Decode steps of 20 adapters; the aims at 32 requests are 20 us a layer and 50 us a step, with no tensor but the "
     "result and no lock waited for. Each repeat is the median of many calls in a row, whose code and data are in "
-    "caches; in a step the weights of a layer went through the caches before, so a call costs up to what is named cold, "
-    "where each repeat is one call. `in router` is a difference of two larger times and has their noise."
+    "caches; in a step the weights of a layer went through the caches before, so a call costs up to what is named "
+    "cold, where each repeat is one call. `in router` is a difference of two larger times and has their noise."
 )
 _CALLS = 200
 

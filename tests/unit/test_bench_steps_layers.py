@@ -1,0 +1,63 @@
+"""What surrounds the timed layers: their number, equal answers, rerouting in parts. Needs vLLM, starts none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from fixtures.plain_layers import EXPERTS, make_bank, no_bank_outlives_its_test, packed
+
+from npu_weave.errors import IntegrityError
+from npu_weave.experts.routing import LayerRouting
+from npu_weave.experts.token_slots import TokenSlots
+from weave_bench.layers.bench import FULL, MEMORY_LEFT, QUICK, check_equal, layers_that_fit, memory_needed
+from weave_bench.layers.engine_layers import ROW_BYTES
+from weave_bench.layers.separate import reroute_in_parts
+
+pytestmark = pytest.mark.engine
+__all__ = ["no_bank_outlives_its_test"]
+
+CPU = torch.device("cpu")
+
+
+def test_memory_is_that_of_all_rows() -> None:
+    """Two layers with 100 adapter rows each, two of base experts alone, and one padded."""
+    assert memory_needed(2, 100) == (2 * 164 + 2 * 64 + 164) * ROW_BYTES
+    assert ROW_BYTES == 3 * 2048 * 1408 * 2
+
+
+@pytest.mark.parametrize(("more", "meant"), [(-1, 1), (0, 2), (1 << 40, 3)])
+def test_as_many_layers_as_fit_are_measured(more: int, meant: int) -> None:
+    assert layers_that_fit(3, 100, available=memory_needed(2, 100) + MEMORY_LEFT + more) == meant
+
+
+def test_at_least_one_layer_is_measured() -> None:
+    assert layers_that_fit(3, 100, available=0) == 1
+
+
+def test_the_full_run_has_what_was_asked_for() -> None:
+    assert FULL.pairs >= 60 and set(FULL.adapters) == {1, 5, 10, 20} and set(FULL.decode) == {1, 4, 16, 32}
+    assert {shape.tokens for shape in FULL.shapes if shape.kind == "prefill"} == {128, 512}
+    assert set(QUICK.adapters) <= set(FULL.adapters) and QUICK.pairs < FULL.pairs
+
+
+def test_rerouting_in_parts_is_rerouting() -> None:
+    bank = make_bank()
+    bank.install(1, packed({0: [0, 2]}, seed=1))
+    bank.install(2, packed({0: [2, 3]}, seed=2))
+    slots = TokenSlots(16, CPU)
+    routing = LayerRouting(bank.layers[0], slots)
+    slots.fill_tokens((torch.arange(12, dtype=torch.int32) % 3).numpy())
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.stack([torch.randperm(EXPERTS, generator=generator)[:2] for _ in range(14)]).int()
+    rows = reroute_in_parts(routing, ids)
+    assert rows.dtype == ids.dtype and torch.equal(rows, routing.reroute(ids))
+    assert (rows >= EXPERTS).any()
+    with pytest.raises(IntegrityError, match="TOKENS_MISALIGNED"):
+        reroute_in_parts(routing, ids[:5])
+
+
+def test_different_answers_are_not_timed() -> None:
+    one = torch.ones(3)
+    check_equal([one], [one.clone()], "same")
+    with pytest.raises(RuntimeError, match="these: answers differ"):
+        check_equal([one, one], [one, one + 1e-6], "these")
