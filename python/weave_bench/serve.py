@@ -161,7 +161,7 @@ def _beside_base(session: _Session, bounds: tuple[float, float]) -> list[Table]:
             served = weave.spec.adapters or ()
             saturate(traffic, [weave.target(adapter) for adapter in served], served, 1)
         capacity = saturate(traffic, [alone.target(None)] * len(shipped), shipped)
-        typical = unloaded(traffic, alone, shipped, capacity, plan.horizon)
+        typical = unloaded(traffic, alone, shipped)
         slo = _bounds(session, "weave-tiny, arrivals", typical, bounds)
         session.settings["base model alone, requests a second at once"] = round(capacity, 1)
         loads = [(round(share * capacity, 1), alpha) for share, alpha in plan.loads]
@@ -220,7 +220,7 @@ def _pair_rows(
         name: round(rate, 2) for name, rate in rates.items()
     }
     capacity = max(rates[name] for name in weaves)
-    typical = unloaded(pair.traffic, merged[0], pair.adapters[:1], capacity / 4, pair.horizon)
+    typical = unloaded(pair.traffic, merged[0], pair.adapters[:1])
     slo = _bounds(session, f"{pair.model}, merged", typical, bounds)
     return merged_rows(pair, asked, capacity, session.plan.repeats, slo)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -131,3 +133,20 @@ def test_a_wave_of_failures_is_an_error(server: ThreadingHTTPServer) -> None:
 def test_a_server_that_is_not_there_is_an_error() -> None:
     with pytest.raises(RuntimeError, match="ConnectError"):
         send([Wave([Call(0.0, "http://127.0.0.1:9", "base", "hello", 1)])], "test")
+
+
+def test_any_server_can_be_measured(server: ThreadingHTTPServer) -> None:
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    command = [sys.executable, "-m", "weave_bench.serving", url, "one=cipher", "two=intent"]
+    options = ["--rate", "8", "--horizon", "2", "--repeats", "2", "--alpha", "0.5"]
+    done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "one 71%, two 29%" in " ".join(done.stdout.split()) and "TTFT p50" in done.stdout
+    assert {body["model"] for body in server.bodies} == {"one", "two"}
+    assert all(body["prompt"].startswith({"one": "cipher", "two": "intent"}[body["model"]]) for body in server.bodies)
+
+
+def test_a_task_that_is_not_there_is_named() -> None:
+    command = [sys.executable, "-m", "weave_bench.serving", "http://127.0.0.1:9", "one=nothing"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2 and "nothing" in done.stderr

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from weave_bench.serving.workload import Asked
 from weave_lab.checkpoint import MATRICES, adapter_tensors, expert_key, save_adapter, save_base
 from weave_lab.model import ModelShape, MoELanguageModel
 
@@ -29,16 +30,13 @@ _TUNED = 7
 
 
 @dataclass(frozen=True)
-class Adapter:
-    """An adapter and the task whose prompts it is asked.
+class Adapter(Asked):
+    """An adapter in its directory.
 
     Attributes:
-        domain: the task, see `weave_lab.tasks`.
         experts: tuned, over all layers.
     """
 
-    name: str
-    domain: str
     path: Path
     experts: int
 

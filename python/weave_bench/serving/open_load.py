@@ -13,13 +13,13 @@ from weave_bench.serving.models import Adapter
 from weave_bench.serving.records import Call, Outcome, Wave
 from weave_bench.serving.systems import Engine
 from weave_bench.serving.traffic import send
-from weave_bench.serving.workload import Prompts, arrivals, calls
+from weave_bench.serving.workload import Asked, Prompts, arrivals, calls
 
 ALONE = "base model alone"
 SETTLED = 30.0
 """Seconds given to answer what is on its way when the last request has come."""
-_LIGHT = 0.1
-"""Share of that rate at which latencies count as unloaded."""
+_SINGLES = 16
+"""About as many requests are sent one by one to find latencies without load."""
 
 Target = tuple[str, str]
 
@@ -54,7 +54,7 @@ class Traffic:
     crowd: int = 96
 
     def paced(
-        self, alpha: float, rate: float, horizon: float, adapters: Sequence[Adapter], targets: Sequence[Target]
+        self, alpha: float, rate: float, horizon: float, adapters: Sequence[Asked], targets: Sequence[Target]
     ) -> Callable[[int], Wave]:
         """Repeat -> the requests that arrive in it; the repeat is the seed, so all systems get the same."""
         domains = [adapter.domain for adapter in adapters]
@@ -77,11 +77,11 @@ def saturate(traffic: Traffic, targets: Sequence[Target], adapters: Sequence[Ada
     return max(len(outcome.replies) / outcome.seconds for outcome in found)
 
 
-def unloaded(traffic: Traffic, engine: Engine, adapters: Sequence[Adapter], capacity: float, horizon: float) -> Slo:
-    """Median TTFT and TPOT of one engine's own model under light traffic: what bounds are multiples of."""
-    targets = [engine.target(None)] * len(adapters)
-    pace = traffic.paced(1.0, max(_LIGHT * capacity, 1.0), horizon, adapters, targets)
-    return typical(send([pace(seed) for seed in (0, 1)], "unloaded latency"))
+def unloaded(traffic: Traffic, engine: Engine, adapters: Sequence[Adapter]) -> Slo:
+    """Median TTFT and TPOT of one engine's own model, one request at a time: what bounds are multiples of."""
+    pace = traffic.paced(1.0, _SINGLES, 1.0, adapters, [engine.target(None)] * len(adapters))
+    alone = [Wave([Call(0.0, call.url, call.model, call.prompt, call.tokens)]) for call in pace(0).calls]
+    return typical(send(alone, "unloaded latency"))
 
 
 def arrivals_table(

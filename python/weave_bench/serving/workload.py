@@ -70,6 +70,14 @@ def arrivals(rate: float, horizon: float, seed: int) -> list[Arrival]:
     return found
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A model of a server, and the task whose prompts it is asked (see `weave_lab.tasks`)."""
+
+    name: str
+    domain: str
+
+
 class Prompts:
     """Held-out prompts of the tasks, and how long each answer is. Keeps what it has generated."""
 
