@@ -32,7 +32,6 @@ def measure(*, quick: bool) -> Part:
 
 def measure_here(quick: bool) -> Part:
     """As `measure`, in this process, which must not have imported vLLM yet."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # of torch's profiler: it would write between progress bars
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")  # read when vLLM is imported, and so are the imports below
     import torch
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -9,7 +11,7 @@ from tqdm import tqdm
 
 from npu_weave.experts.routing import LayerRouting
 from weave_bench.layers.allocations import tensor_allocations
-from weave_bench.layers.batch import decode
+from weave_bench.layers.batch import Step, decode
 from weave_bench.layers.bench import Bench
 from weave_bench.layers.locks import locks_of, waits_for
 from weave_bench.layers.pairing import Action, microseconds
@@ -19,20 +21,21 @@ from weave_bench.results import Row, Table, ratios, spread
 BATCHES = (1, 8, 32, 256)
 COLUMNS = {
     "reroute": "us a layer: the rerouting call, its Python included",
-    "reroute cold": "the same, right after the caches were emptied",
+    "reroute in place": "us a layer: the same call where it stands, while the layers run",
     "in router": "us a layer: what choosing experts takes longer than vLLM's own, in pairs",
     "router": "that, as a ratio of vLLM's own",
     "step": "us a step: slots of the requests, token slots, bookkeeping, as vLLM's model runner calls it",
-    "step cold": "the same, right after the caches were emptied",
+    "step in place": "us a step: the same call right after the layers of the step before",
     "allocations": "tensors that a rerouting allocates; one is its result",
     "step allocations": "tensors that preparing a step allocates",
     "waits": "1 when the calls did not end while another thread held every lock of npu-weave, else 0",
 }
 SHOWS = (
     "Decode steps of 20 adapters; the aims at 32 requests are 20 us a layer and 50 us a step, with no tensor but the "
-    "result and no lock waited for. Each repeat is the median of many calls in a row, whose code and data are in "
-    "caches; in a step the weights of a layer went through the caches before, so a call costs up to what is named "
-    "cold, where each repeat is one call. `in router` is a difference of two larger times and has their noise."
+    "result and no lock waited for. Calls by themselves: each repeat is the median of many in a row, with code and "
+    "data in caches. In place: each call of steps that run, between whose calls the weights of layers go through the "
+    "caches, so that it waits for memory, as everything around it does; that is many times the work itself, and still "
+    "little beside a layer. `in router` is a difference of two larger times and has their noise."
 )
 _CALLS = 200
 
@@ -57,33 +60,52 @@ def _row(bench: Bench, batch: int, locks: list[object]) -> Row:
     ours, plain = partial(bench.woven.select, 0, step), partial(bench.plain.select, 0, step)
 
     actions: dict[str, Action] = {"reroute": reroute, "step": prepare, "ours": ours, "plain": plain}
-    found: dict[str, list[float]] = {name: [] for name in [*actions, "reroute cold", "step cold"]}
+    found: dict[str, list[float]] = {name: [] for name in actions}
     for turn in range(bench.scale.turns + 1):
         for name, action in actions.items():
             taken = microseconds(action, _CALLS)
             if turn:  # the first warms up
                 found[name].append(taken)
-        for name in ("reroute", "step"):
-            bench.cold()
-            found[f"{name} cold"].append(microseconds(actions[name], 1))
 
     def both() -> None:
         with torch.inference_mode():
             prepare()
             reroute()
 
+    layer_us, step_us = _in_place(bench, step, prepare)
     longer = [one - other for one, other in zip(found["ours"], found["plain"], strict=True)]
     return Row(
         {"requests": batch, "adapters": adapters},
         {
             "reroute": spread(found["reroute"]),
-            "reroute cold": spread(found["reroute cold"]),
+            "reroute in place": spread(layer_us),
             "in router": spread(longer),
             "router": ratios(found["ours"], found["plain"]),
             "step": spread(found["step"]),
-            "step cold": spread(found["step cold"]),
+            "step in place": spread(step_us),
             "allocations": float(len(tensor_allocations(reroute))),
             "step allocations": float(len(tensor_allocations(prepare))),
             "waits": float(waits_for(locks, both)),
         },
     )
+
+
+def _in_place(bench: Bench, step: Step, prepare: Action) -> tuple[list[float], list[float]]:
+    """Microseconds of each rerouting while steps run, and of each preparation of a step; the first step warms up."""
+    layers, steps = list[float](), list[float]()
+    original: Callable[..., torch.Tensor] = LayerRouting.reroute
+
+    def timed(routing: LayerRouting, ids: torch.Tensor, slots: torch.Tensor | None = None) -> torch.Tensor:
+        begun = time.perf_counter()
+        rows = original(routing, ids, slots)
+        layers.append((time.perf_counter() - begun) * 1e6)
+        return rows
+
+    setattr(LayerRouting, "reroute", timed)  # noqa: B010  (mypy minds an assignment to a method)
+    try:
+        for _ in range(bench.scale.turns + 1):
+            steps.append(microseconds(prepare, 1))
+            bench.woven.run(step)
+    finally:
+        setattr(LayerRouting, "reroute", original)  # noqa: B010
+    return layers[bench.woven.count :], steps[1:]
