@@ -12,6 +12,7 @@ from weave_bench.serving.metrics import (
     ratio,
     step_seconds,
     throughput,
+    to_the_end,
     tpot,
     ttft,
     typical,
@@ -54,6 +55,12 @@ def test_throughput_counts_what_came_within_the_horizon() -> None:
     early, late = reply([1.0, 3.0, 5.0], [2, 2, 4]), reply([4.5], prompt_tokens=100)
     assert throughput([early, late], 4.0) == (10 / 4, 3 / 4)
     assert throughput([early, late], 5.0) == (110 / 5, 7 / 5)
+
+
+def test_work_to_the_end_counts_prompts_and_answers() -> None:
+    assert to_the_end([reply([1.0, 2.0], [2, 3]), reply([5.0], prompt_tokens=35)]) == (15 + 36) / 5
+    assert to_the_end([reply([1.0, 2.0]), reply([1.5], finished=False)]) is None
+    assert to_the_end([]) is None
 
 
 def test_goodput_needs_both_bounds_and_the_whole_answer() -> None:

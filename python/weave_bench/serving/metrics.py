@@ -65,6 +65,16 @@ def throughput(replies: Sequence[Reply], horizon: float) -> tuple[float, float]:
     return prompt / horizon, decoded / horizon
 
 
+def to_the_end(replies: Sequence[Reply]) -> float | None:
+    """Prompt and generated tokens a second until the last answer is whole; None where one never was.
+
+    Beside `throughput` it counts the whole work, however a server orders prompts and answers meanwhile.
+    """
+    if not replies or not all(reply.finished for reply in replies):
+        return None
+    return sum(reply.prompt_tokens + sum(reply.tokens) for reply in replies) / max(reply.times[-1] for reply in replies)
+
+
 def measure(outcome: Outcome, horizon: float, slo: Slo) -> Figures:
     """The figures of one run: latencies in ms, throughput in tokens a second, goodput in requests a second."""
     begun = [reply for reply in outcome.replies if reply.times]
@@ -76,6 +86,7 @@ def measure(outcome: Outcome, horizon: float, slo: Slo) -> Figures:
         **percentiles([gap for reply in begun for gap in gaps(reply)], "ITL"),
         "prefill": prefill,
         "decode": decode,
+        "to the end": to_the_end(outcome.replies),
         "goodput": sum(slo.kept(reply) for reply in outcome.replies) / horizon,
         "unfinished": float(sum(not reply.finished and not reply.error for reply in outcome.replies)),
         "errors": float(sum(bool(reply.error) for reply in outcome.replies)),

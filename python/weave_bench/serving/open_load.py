@@ -31,6 +31,7 @@ COLUMNS = {
     ) for p in (50, 90, 99)},
     "prefill": "prompt tokens a second while requests arrive",
     "decode": "generated tokens a second while requests arrive",
+    "to the end": "prompt and generated tokens a second until the last answer is whole",
     "goodput": "requests a second answered whole and within the bounds (see settings)",
     "unfinished": "requests given up unanswered",
     "errors": "requests that failed",
