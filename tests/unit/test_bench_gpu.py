@@ -129,7 +129,7 @@ def test_overhead_is_taken_within_turns() -> None:
     work = {"base": Work(4, 8, 2), "adapters": Work(5, 8, 2)}
     row = overhead_row({"tokens": 2}, times, work, {"base": 5.0, "adapters": 6.0})
     assert row.values["time ratio"] == Spread(1.5, 1.5, 1.5, 3)
-    assert row.values["row ratio"] == 1.25 and row.values["rows"] == 5
+    assert row.values["row ratio"] == 1.25 and (row.values["base rows"], row.values["adapter rows"]) == (4, 5)
     over = row.values["time / rows"]
     assert isinstance(over, Spread) and over.median == pytest.approx(1.2)
     reached, base_reached = row.values["reached"], row.values["base reached"]
@@ -156,6 +156,6 @@ def test_parity_and_separate_rows_are_of_the_pairs_measured() -> None:
         others["base tokens / base model alone"] == others["one adapter / its merged model"] == Spread(0.5, 0.5, 0.5, 2)
     )
     separate = separate_row({}, times | {"reroute": [4.0, 5.0], "separate": [6.0, 8.0]})
-    assert separate.values["separate / fused"] == Spread(2.0, 2.0, 2.0, 2)
+    assert separate.values["layers"] == Spread(2.0, 2.0, 2.0, 2)
     assert separate.values["reroute adds"] == Spread(1.0, 1.0, 1.0, 2)
     assert set(separate.values) == set(make_table("gpu-separate", [separate]).columns)

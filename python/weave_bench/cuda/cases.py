@@ -116,8 +116,8 @@ def measure_layer(
     """
     rows: dict[str, list[Row]] = {name: [] for name in TABLES}
     device = experts.virtual.w13.device
-    for phase, launch, tokens, adapters in tqdm(list(plan.cases()), desc=shape.name, leave=False, disable=None):
-        request = 1 if phase == "decode" else REQUEST
+    for kind, launch, tokens, adapters in tqdm(list(plan.cases()), desc=shape.name, leave=False, disable=None):
+        request = 1 if kind == "decode" else REQUEST
         steps = make_steps(
             shape, tuned, tokens=tokens, adapters=adapters, request=request, count=plan.steps, device=device
         )
@@ -126,7 +126,7 @@ def measure_layer(
         check_same(found)
         times = in_turn({name: timers[launch](way) for name, way in found.items()}, plan.turns)
         times = {name: [one / plan.steps for one in taken] for name, taken in times.items()}
-        labels: dict[str, Label] = {"model": shape.name, "phase": phase, "launch": launch, "tokens": tokens}
+        labels: dict[str, Label] = {"model": shape.name, "step": kind, "launch": launch, "tokens": tokens}
         work = {name: found[name].work() for name in ("base", "adapters")}
         floors = {name: floor(each, shape, limits) for name, each in work.items()}
         rows["gpu-overhead"].append(overhead_row({**labels, "adapters": adapters}, times, work, floors))

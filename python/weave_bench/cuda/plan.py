@@ -25,7 +25,7 @@ class Plan:
     turns: int = 60
 
     def cases(self) -> Iterator[tuple[str, str, int, int]]:
-        """Phase, launch, tokens and adapters of every batch."""
+        """Kind of step, launch, tokens and adapters of every batch."""
         for adapters in self.adapters:
             for tokens in self.decode:
                 yield from (("decode", launch, tokens, adapters) for launch in ("eager", "graph"))

@@ -14,9 +14,10 @@ _TEXTS: dict[str, tuple[str, dict[str, str], str]] = {
         {
             "base": "microseconds a step, the same tokens with the same choice of experts, all for the base model",
             "adapters": "microseconds a step",
-            "time ratio": "adapters over base",
-            "rows": "distinct expert rows that a step touches on this GPU, on average",
-            "row ratio": "rows with adapters over rows of the base tokens: what memory must deliver more",
+            "time ratio": "adapters over base, in pairs",
+            "base rows": "distinct expert rows on this GPU that a step of base tokens touches, on average",
+            "adapter rows": "the same of the adapters' tokens",
+            "row ratio": "adapter rows over base rows: what physics asks for in decode, an upper bound in prefill",
             "time / rows": "time ratio over row ratio: above 1 is npu-weave's own, below it computing hides reading",
             "floor": "microseconds: the rows touched at the speed of a large copy, or the operations at that of a "
             "large product, whichever takes longer",
@@ -31,9 +32,9 @@ _TEXTS: dict[str, tuple[str, dict[str, str], str]] = {
     "gpu-parity": (
         "The same work two ways, on a GPU",
         {
-            "first": "microseconds a step of what is named first",
-            "second": "microseconds a step of what is named second",
-            "ratio": "first over second; 1 is parity",
+            "npu-weave": "microseconds a step with virtual weight tensors, all adapters loaded",
+            "other": "microseconds a step of what it is compared with",
+            "ratio": "npu-weave over other, in pairs; 1 is the aim",
         },
         "Virtual against padded: the same kernel, rows and tokens, with memory under the rows in use or under all. "
         "Base tokens: in the layer with all adapters loaded, against ordinary tensors of base experts alone. One "
@@ -44,8 +45,8 @@ _TEXTS: dict[str, tuple[str, dict[str, str], str]] = {
         "A layer with rerouting in separate operators, on a GPU",
         {
             "fused": "microseconds a step with gating and rerouting in one kernel",
-            "reroute / fused": "time with our rerouting operator after the gating",
-            "separate / fused": "time with torch operators after the gating (the paper's SingleOp)",
+            "reroute / fused": "time with our rerouting operator after the gating over fused, in pairs",
+            "layers": "time with torch operators after the gating (the paper's SingleOp) over fused, in pairs",
             "reroute adds": "microseconds a step",
             "separate adds": "microseconds a step",
         },
@@ -77,7 +78,8 @@ def overhead_row(
             "base": spread(times["base"]),
             "adapters": spread(times["adapters"]),
             "time ratio": ratio,
-            "rows": work["adapters"].rows,
+            "base rows": work["base"].rows,
+            "adapter rows": work["adapters"].rows,
             "row ratio": touched,
             "time / rows": None if touched is None else spread([a / b / touched for a, b in _pairs(times)]),
             "floor": floors["adapters"],
@@ -98,8 +100,8 @@ def parity_rows(labels: Mapping[str, Label], times: Mapping[str, Sequence[float]
             yield Row(
                 {"compared": title, **labels, "adapters": adapters},
                 {
-                    "first": spread(times[one]),
-                    "second": spread(times[other]),
+                    "npu-weave": spread(times[one]),
+                    "other": spread(times[other]),
                     "ratio": ratios(times[one], times[other]),
                 },
             )
@@ -117,7 +119,7 @@ def separate_row(labels: Mapping[str, Label], times: Mapping[str, Sequence[float
         {
             "fused": spread(fused),
             "reroute / fused": ratios(times["reroute"], fused),
-            "separate / fused": ratios(times["separate"], fused),
+            "layers": ratios(times["separate"], fused),
             "reroute adds": added("reroute"),
             "separate adds": added("separate"),
         },
