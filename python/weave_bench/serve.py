@@ -19,7 +19,7 @@ from rich.console import Console
 from weave_bench.results import Part, Row, Table
 from weave_bench.serving.footprint import footprint_row, footprint_table, measure_loads
 from weave_bench.serving.lora import try_lora
-from weave_bench.serving.merged import MERGED, Pair, merged_rows, merged_table
+from weave_bench.serving.merged import MERGED, MERGED_WHOLE, Pair, merged_rows, merged_table
 from weave_bench.serving.metrics import Slo
 from weave_bench.serving.microbenchmarks import decode_table, prefill_table, targets
 from weave_bench.serving.models import WIDE, Adapter, make_adapters, make_wide, merge
@@ -182,45 +182,65 @@ def _pairs(session: _Session) -> list[Pair]:
     plan, texts = session.plan, session.texts
     island, record = session.adapters[2:4]  # of the shipped, those with the longest answers
     base, adapters = make_wide([island.domain, record.domain], session.scratch)
-    pairs = [Pair("wide", base, adapters, Traffic(texts, _WIDE_LENGTHS, 24), plan.merged_loads, plan.wide_horizon)]
-    if plan.tiny_merged:
-        pairs.append(
-            Pair("weave-tiny", session.base, [island, record], Traffic(texts), plan.merged_loads, plan.horizon)
-        )
+    # a quick run leaves out what only explains a result
+    full = plan.tiny_merged
+    wide = Traffic(texts, _WIDE_LENGTHS, 24)
+    pairs = [Pair("wide", base, adapters, wide, plan.merged_loads, plan.wide_horizon, full)]
+    if full:
+        tiny = [island, record]
+        pairs.append(Pair("weave-tiny", session.base, tiny, Traffic(texts), plan.merged_loads, plan.horizon, full))
     return pairs
+
+
+def _merged_systems(session: _Session, pair: Pair) -> dict[str, list[Spec]]:
+    """System -> its engines: one for both adapters, or one for each, in their order."""
+    threads = max(2, _cores())
+    half = threads // 2
+    checkpoints = [merge(pair.base, adapter, session.scratch) for adapter in pair.adapters]
+
+    def merged(title: str, count: int) -> list[Spec]:
+        return [
+            Spec(f"{title}: {adapter.name}", path, None, count, _KV_BYTES // 2)
+            for adapter, path in zip(pair.adapters, checkpoints, strict=True)
+        ]
+
+    def weave(count: int) -> dict[str, list[Spec]]:
+        name = f"npu-weave, {count} thread{'s' if count > 1 else ''}"
+        return {name: [Spec(name, pair.base, pair.adapters, count, _KV_BYTES)]}
+
+    systems = {MERGED: merged(MERGED, half), **weave(threads)}
+    if pair.variants:
+        systems |= {MERGED_WHOLE: merged(MERGED_WHOLE, threads), **weave(half)}
+    return systems
 
 
 def _beside_merged(session: _Session, bounds: tuple[float, float]) -> list[Row]:
     """Two adapters in one engine beside two merged engines of the same threads and KV cache in all, model by model."""
-    threads = max(2, _cores())
-    half = threads // 2
-    whole, single = f"npu-weave, {threads} threads", f"npu-weave, {half} thread{'s' if half > 1 else ''}"
     made: list[Row] = []
     for pair in _pairs(session):
-        specs = [Spec(f"merged {adapter.name}", merge(pair.base, adapter, session.scratch), None, half, _KV_BYTES // 2)
-                 for adapter in pair.adapters]  # fmt: skip
-        weaves = {whole: threads, single: half} if pair.model == "weave-tiny" else {whole: threads}
-        specs += [Spec(name, pair.base, pair.adapters, count, _KV_BYTES) for name, count in weaves.items()]
-        with session.running(specs) as found:
-            made += _pair_rows(session, pair, bounds, found, list(weaves))
-            merged = [found[spec.name] for spec in specs[:2]]
-            session.taken += [footprint_row(f"{pair.model}: {name}", [found[name]]) for name in weaves]
-            session.taken.append(footprint_row(f"{pair.model}: {MERGED}", merged))
+        systems = _merged_systems(session, pair)
+        with session.running([spec for specs in systems.values() for spec in specs]) as found:
+            up = {name: [found[spec.name] for spec in specs] for name, specs in systems.items()}
+            made += _pair_rows(session, pair, bounds, up)
+            session.taken += [footprint_row(f"{pair.model}: {name}", each) for name, each in up.items()]
     return made
 
 
 def _pair_rows(
-    session: _Session, pair: Pair, bounds: tuple[float, float], found: Mapping[str, Engine], weaves: Sequence[str]
+    session: _Session, pair: Pair, bounds: tuple[float, float], up: Mapping[str, Sequence[Engine]]
 ) -> list[Row]:
-    merged = [engine for name, engine in found.items() if name not in weaves]
-    asked = {MERGED: [engine.target(None) for engine in merged]}
-    asked |= {name: [found[name].target(adapter) for adapter in pair.adapters] for name in weaves}
+    asked = {
+        name: [each[0].target(adapter) for adapter in pair.adapters]
+        if len(each) == 1
+        else [e.target(None) for e in each]
+        for name, each in up.items()
+    }
     rates = {name: saturate(pair.traffic, who, pair.adapters) for name, who in asked.items()}
     session.settings[f"{pair.model}: requests a second at once, two adapters in equal shares"] = {
         name: round(rate, 2) for name, rate in rates.items()
     }
-    capacity = max(rates[name] for name in weaves)
-    typical = unloaded(pair.traffic, merged[0], pair.adapters[:1])
+    capacity = max(rates[name] for name, each in up.items() if len(each) == 1)
+    typical = unloaded(pair.traffic, up[MERGED][0], pair.adapters[:1])
     slo = _bounds(session, f"{pair.model}, merged", typical, bounds)
     return merged_rows(pair, asked, capacity, session.plan.repeats, slo)
 

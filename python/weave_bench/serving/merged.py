@@ -15,6 +15,7 @@ from weave_bench.serving.records import Outcome, Wave
 from weave_bench.serving.workload import shares
 
 MERGED = "two merged engines"
+MERGED_WHOLE = "two merged engines, all threads each"
 _LATENCIES = tuple(key for key in COLUMNS if key.startswith(("TTFT", "TPOT", "ITL")))
 _BACKLOG = 120.0
 """Seconds given to answer what has piled up when the last request has come."""
@@ -33,6 +34,7 @@ class Pair:
         loads: (rate over what npu-weave answers a second when many come at once, alpha). Above 1 queues grow:
             latencies say nothing then, and throughput does.
         horizon: seconds in which requests arrive.
+        variants: whether both sides are also measured with the other's number of threads an engine.
     """
 
     model: str
@@ -41,6 +43,7 @@ class Pair:
     traffic: Traffic
     loads: Sequence[tuple[float, float]]
     horizon: float
+    variants: bool = False
 
 
 def merged_rows(
@@ -105,15 +108,17 @@ def _figures(horizon: float, slo: Slo, over: bool) -> Callable[[Outcome], Figure
 _SHOWS = (
     "The paper's comparison: two checkpoints, each with one adapter merged in, served by an engine each, beside one "
     "engine with both adapters. The merged engines have half the KV cache and half the threads each; both sides may "
-    "use every core. `load` is the rate over what npu-weave answers a second when many requests come at once; above 1"
-    " both sides have more than they can do, latencies are left out, and throughput is what they get done: `to the "
-    "end` over all work until it is done, prefill and decode while requests arrive. Those two start from an empty "
-    "server and depend on how long that lasts: vLLM takes up new prompts beside running answers, so a side that falls"
-    " behind first shows fewer generated tokens, and their ratio overstates what a long run would show. The paper "
-    "finds +14 to 18 % decode and +7 to 14 % prefill on NPUs under skew. `wide` is a model of random weights with "
-    "experts large enough that a step is mostly reading and computing them, as on a device; `weave-tiny` is the small"
-    " real model, where a step is mostly Python: there two engines run two schedulers and two servers at once on the "
-    "cores, and one engine only one. Random weights choose experts nearly evenly; a trained model's choice is more "
-    "uneven, which makes batches of one adapter touch fewer experts. KV cache never runs short here; on a device that"
-    " holds merged checkpoints it does, which adds to what the paper gains."
+    "use every core. So what one merged engine leaves idle under skew the other cannot use; in the paper both "
+    "instances share their NPUs, which is nearer to `all threads each`, where the threads of two engines contend "
+    "instead. `load` is the rate over what npu-weave answers a second when many requests come at once; above 1 both "
+    "sides have more than they can do, latencies are left out, and throughput is what they get done: `to the end` "
+    "over all work until it is done, prefill and decode while requests arrive. Those two start from an empty server "
+    "and depend on how long that lasts: vLLM takes up new prompts beside running answers, so a side that falls behind"
+    " first shows fewer generated tokens, and their ratio overstates what a long run would show. The paper finds +14 "
+    "to 18 % decode and +7 to 14 % prefill on NPUs under skew. `wide` is a model of random weights with experts large"
+    " enough that a step is mostly reading and computing them, as on a device; `weave-tiny` is the small real model, "
+    "where a step is mostly Python: there two engines run two schedulers and two servers at once on the cores, and "
+    "one engine only one. Random weights choose experts nearly evenly; a trained model's choice is more uneven, which"
+    " makes batches of one adapter touch fewer experts. KV cache never runs short here; on a device that holds merged"
+    " checkpoints it does, which adds to what the paper gains."
 )
