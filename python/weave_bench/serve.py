@@ -43,7 +43,7 @@ class Plan:
         adapters: numbers of adapters served by an npu-weave engine of its own.
         loads: (share of what the base model alone answers a second, alpha) of open arrivals.
         merged_loads: the same beside merged engines, of what npu-weave answers.
-        horizon, wide_horizon: seconds in which requests arrive, of the small and of the wide model.
+        horizon, merged_horizon: seconds in which requests arrive, beside the base model and beside merged engines.
         tiny_merged: whether the small model is compared with merged checkpoints too.
         repeats: of arrivals, each with a seed of its own.
         lengths, prefill_repeats: of prompts.
@@ -54,7 +54,7 @@ class Plan:
     loads: tuple[tuple[float, float], ...]
     merged_loads: tuple[tuple[float, float], ...]
     horizon: float
-    wide_horizon: float
+    merged_horizon: float
     tiny_merged: bool
     repeats: int
     lengths: tuple[int, ...]
@@ -68,9 +68,9 @@ class Plan:
 FULL = Plan(
     adapters=(1, 5, 10, 20),
     loads=((0.25, 1.0), (0.5, 1.0), (0.5, 0.3)),
-    merged_loads=((0.5, 0.3), (1.5, 1.0), (1.5, 0.3), (1.5, 0.1)),
+    merged_loads=((0.5, 0.3), (1.5, 1.0), (1.5, 0.3)),
     horizon=8.0,
-    wide_horizon=10.0,
+    merged_horizon=6.0,
     tiny_merged=True,
     repeats=4,
     lengths=(128, 256, 512, 1024, 2048),
@@ -85,7 +85,7 @@ QUICK = Plan(
     loads=((0.5, 0.3),),
     merged_loads=((1.5, 0.3),),
     horizon=4.0,
-    wide_horizon=6.0,
+    merged_horizon=6.0,
     tiny_merged=False,
     repeats=3,
     lengths=(128, 512, 2048),
@@ -185,10 +185,12 @@ def _pairs(session: _Session) -> list[Pair]:
     # a quick run leaves out what only explains a result
     full = plan.tiny_merged
     wide = Traffic(texts, _WIDE_LENGTHS, 24)
-    pairs = [Pair("wide", base, adapters, wide, plan.merged_loads, plan.wide_horizon, full)]
+    pairs = [Pair("wide", base, adapters, wide, plan.merged_loads, plan.merged_horizon, full)]
     if full:
         tiny = [island, record]
-        pairs.append(Pair("weave-tiny", session.base, tiny, Traffic(texts), plan.merged_loads, plan.horizon, full))
+        pairs.append(
+            Pair("weave-tiny", session.base, tiny, Traffic(texts), plan.merged_loads, plan.merged_horizon, full)
+        )
     return pairs
 
 
@@ -271,7 +273,7 @@ def _note_settings(session: _Session) -> None:
             "wide model": f"random weights: {WIDE.layers} layers, {WIDE.experts} experts of {WIDE.expert_width}, "
             f"top-{WIDE.top_k}, hidden {WIDE.hidden}, bfloat16; two adapters of 7 experts a layer; prompts of "
             f"{_WIDE_LENGTHS[0]} and answers of {_WIDE_LENGTHS[1]} tokens",
-            "horizon of arrivals, seconds": f"{plan.horizon:g}; wide model {plan.wide_horizon:g}",
+            "horizon of arrivals, seconds": f"{plan.horizon:g}; beside merged engines {plan.merged_horizon:g}",
             "repeats": plan.repeats,
             "shares": "adapter i of n: ((i + 1) / n) ** alpha - (i / n) ** alpha",
             "scaling: prefill": f"prompts of {plan.lengths} at batch 1; the paper: 128 to 2048",
