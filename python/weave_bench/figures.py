@@ -32,6 +32,7 @@ class Figure(NamedTuple):
 
 
 FIGURES: dict[str, Figure] = {
+    "overhead": Figure("adapters", ("time ratio", "row ratio", "time / rows"), "tokens"),
     "memory": Figure("adapters", ("driver", "padded", "merged"), level=None),
     "capacity": Figure("adapters", ("weights", "KV tokens"), "design", None),
 }
