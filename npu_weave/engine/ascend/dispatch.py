@@ -72,10 +72,10 @@ class RoutedLayer:
         )
 
     def _whole(self, asked: Any) -> Any:
-        """`asked` (``MoEWeights``) with whole tensors; a field may be a list of one."""
-        given = {field: getattr(asked, field) for field in self._weights}
-        whole = {field: [each] if isinstance(given[field], list) else each for field, each in self._weights.items()}
-        return dataclasses.replace(asked, **whole)
+        """`asked` (``MoEWeights``) with whole tensors; its fields are tensors, or all are lists of one."""
+        if not isinstance(asked.w1, list):
+            return dataclasses.replace(asked, **self._weights)
+        return dataclasses.replace(asked, **{field: [each] for field, each in self._weights.items()})
 
     def _set_counts(self, dispatcher: Any) -> None:
         ranks, rows = self._placement.ranks, self._rows
