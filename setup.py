@@ -28,6 +28,7 @@ EXTENSIONS = {
     "weave_ops._C": [
         "csrc/cpu/gating_reroute.cpp",
         "csrc/cpu/reroute.cpp",
+        "csrc/torch/direct.cpp",
         "csrc/torch/ops_module.cpp",
     ],
 }

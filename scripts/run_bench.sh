@@ -3,8 +3,7 @@
 #
 #   bash scripts/run_bench.sh                  every part but gpu (an hour and more)
 #   bash scripts/run_bench.sh --quick          the same with fewer repeats (minutes)
-#   bash scripts/run_bench.sh memory kernels   these parts: steps, serve, accuracy, memory, kernels, gpu
-#   bash scripts/run_bench.sh loads            adapters from disk and from host memory, cost of a page; printed only
+#   bash scripts/run_bench.sh memory kernels   these parts: steps, serve, accuracy, memory, loads, kernels, gpu
 #   bash scripts/run_bench.sh ascendc          the AscendC kernels counted under emulation, and a projection; printed only
 #
 # What was found is added to build/bench/run.json, and build/bench/report.md is made from that. Nothing else should run
@@ -16,10 +15,6 @@ bash scripts/setup.sh
 export PATH=$PWD/.venv/bin:$PATH
 
 case ${1:-} in
-loads)
-    shift
-    python -m weave_bench.load_speed "$@"
-    ;;
 ascendc)
     shift
     PYTHONPATH=tests python -m kernels.ascendc_projection "$@"

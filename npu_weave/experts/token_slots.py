@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 
 from npu_weave.errors import IntegrityError
+from weave_ops import fill_token_slots
 
 
 class TokenSlots:
@@ -16,8 +17,7 @@ class TokenSlots:
     them all; whoever gathers tokens fills it.
 
     Entries past the step's tokens are 0, so padding rows always take the base model's experts. The buffer's address
-    never changes, and it is written in the order of the device's stream. `lookup` maps a revision id to its slot and is
-    all the Python a step needs: no loop over tokens.
+    never changes, and it is written in the order of the device's stream.
 
     Args:
         capacity: the most tokens of a step, padding included.
@@ -36,28 +36,32 @@ class TokenSlots:
         self.buffer = self._host if device.type == "cpu" else torch.zeros(capacity, dtype=torch.int32, device=device)
         self.of_all_ranks = torch.zeros(ranks * capacity if ranks > 1 else 0, dtype=torch.int32, device=device)
 
-    def fill(self, slots: npt.NDArray[np.int32], tokens: npt.NDArray[np.int32]) -> None:
-        """Give each request's slot to each of its tokens, in batch order. Mutates the buffer.
+    def fill(
+        self,
+        revisions: npt.NDArray[np.integer],
+        tokens: npt.NDArray[np.integer],
+        slot_of_revision: npt.NDArray[np.int32],
+        last_used: npt.NDArray[np.int64],
+        step: int,
+    ) -> bool:
+        """Give the slot of each request's revision to each of its tokens, in batch order. Mutates the buffer.
 
         Args:
-            slots: ``[requests]`` slot of each request.
+            revisions: ``[requests]``.
             tokens: ``[requests]`` scheduled tokens of each request.
+            slot_of_revision: ``[revisions]``, -1 for none.
+            last_used: ``[slots]``; `step` is noted for those of the requests. Mutated.
+
+        Returns:
+            Whether all revisions have a slot; nothing is changed where one has none.
 
         Raises:
             IntegrityError: TOKENS_BEYOND_BUFFER, the step has more tokens than the engine said it ever would.
         """
-        self._set(np.repeat(slots, tokens))
-
-    def fill_tokens(self, slots: npt.NDArray[np.int32]) -> None:
-        """Set the slot of each token directly, ``[tokens]``. Mutates the buffer."""
-        self._set(slots)
-
-    def clear(self) -> None:
-        """Make every token the base model's. Mutates the buffer."""
-        self._set(np.zeros(0, dtype=np.int32))
-
-    def _set(self, values: npt.NDArray[np.int32]) -> None:
-        count = len(values)
+        before = self.used
+        count = fill_token_slots(revisions, tokens, slot_of_revision, last_used, step, self._array, before)
+        if count < 0:
+            return False
         if count > self.capacity:
             raise IntegrityError(
                 "TOKENS_BEYOND_BUFFER",
@@ -65,12 +69,20 @@ class TokenSlots:
                 expected=f"at most {self.capacity} tokens a step",
                 got=f"{count}",
             )
-        self._array[:count] = values
-        high = max(self.used, count)
-        self._array[count:high] = 0
         self.used = count
         if self.buffer is not self._host:
-            # pinned memory of its own for every step, which torch reuses when the copy is done: the step thread does
-            # not wait for the device, and a later step does not overwrite what is still to be copied
-            staged = torch.empty(high, dtype=torch.int32, pin_memory=True).copy_(self._host[:high])
-            self.buffer[:high].copy_(staged, non_blocking=True)
+            self._copy_to_device(max(before, count))
+        return True
+
+    def clear(self) -> None:
+        """Make every token the base model's. Mutates the buffer."""
+        before, self.used = self.used, 0
+        self._array[:before] = 0
+        if self.buffer is not self._host:
+            self._copy_to_device(before)
+
+    def _copy_to_device(self, count: int) -> None:
+        # pinned memory of its own for every step, which torch reuses when the copy is done: the step thread does not
+        # wait for the device, and a later step does not overwrite what is still to be copied
+        staged = torch.empty(count, dtype=torch.int32, pin_memory=True).copy_(self._host[:count])
+        self.buffer[:count].copy_(staged, non_blocking=True)

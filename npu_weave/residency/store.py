@@ -39,6 +39,7 @@ class AdapterStore:
         staged: revision -> host copy.
         cache: host copies that no revision uses. Without a limit in bytes it takes what `staged` leaves of
             `host_limit` adapters.
+        last_used: int64 ``[slots + 1]``, the step that used each slot last; what eviction goes by.
     """
 
     def __init__(self, bank: ExpertBank, cache: HostCache | None = None, *, host_limit: int = 0) -> None:
@@ -50,7 +51,7 @@ class AdapterStore:
         self._pinned: set[int] = set()
         self._preparing: _Preparing | None = None
         self._step = 0
-        self._last_used: npt.NDArray[np.int64] = np.zeros(bank.slots + 1, dtype=np.int64)
+        self.last_used: npt.NDArray[np.int64] = np.zeros(bank.slots + 1, dtype=np.int64)
 
     def slot_of(self, revision: int) -> int | None:
         """The slot of `revision`, or None when it is not on the device."""
@@ -159,10 +160,10 @@ class AdapterStore:
             installed.append(revision)
         return installed
 
-    def touch(self, slots: npt.NDArray[np.int32]) -> None:
-        """Note that a step uses `slots`; what eviction goes by. Costs one indexed store."""
+    def next_step(self) -> int:
+        """Number of the step that begins; to be noted in `last_used` for the slots it uses."""
         self._step += 1
-        self._last_used[slots] = self._step
+        return self._step
 
     def pin(self, revision: int) -> bool:
         """Keep `revision` on the device until it is dropped, unless a step needs all slots for others.
@@ -248,7 +249,7 @@ class AdapterStore:
         idle = [revision for revision in self._slot_of if revision not in wanted]
         if idle:
             # a step's needs come before pins: it must not fail
-            return self._evict(min(idle, key=lambda each: (each in self._pinned, self._last_used[self._slot_of[each]])))
+            return self._evict(min(idle, key=lambda each: (each in self._pinned, self.last_used[self._slot_of[each]])))
         raise CapacityError(
             "SLOTS_EXHAUSTED",
             "step",

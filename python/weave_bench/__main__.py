@@ -22,6 +22,7 @@ PARTS = {
     "serve": "servers under the paper's workload: TTFT, TPOT, throughput, goodput, memory",
     "accuracy": "base, merged and served answers, task by task",
     "memory": "physical memory under base and adapters, and the KV cache left",
+    "loads": "adapters from disk and from host memory, and what a page costs",
     "kernels": "gating and rerouting, fused and in parts",
     "gpu": "layers at full geometry, and a whole engine, on a GPU",
 }

@@ -11,30 +11,52 @@ import matplotlib
 matplotlib.use("Agg")  # files only
 import matplotlib.pyplot as plt
 
-from weave_bench.results import Label, Row, Spread, Table
+from weave_bench.results import Row, Spread, Table
 
 
 class Figure(NamedTuple):
     """How a table is drawn.
 
     Attributes:
-        across: label along the axis below.
+        across: labels along the axis below; several together make a place of it.
         columns: each has a panel of its own, with a line for each value of `series`; without `series` they are lines
             of one panel.
-        series: a label.
+        series: labels, joined.
         level: value with which a column is compared, drawn as a line; None for none.
+        logarithmic: whether the axis of values is.
     """
 
-    across: str
+    across: tuple[str, ...]
     columns: tuple[str, ...]
-    series: str | None = None
+    series: tuple[str, ...] = ()
     level: float | None = 1.0
+    logarithmic: bool = False
 
 
-FIGURES: dict[str, Figure] = {
-    "overhead": Figure("adapters", ("time ratio", "row ratio", "time / rows"), "tokens"),
-    "memory": Figure("adapters", ("driver", "padded", "merged"), level=None),
-    "capacity": Figure("adapters", ("weights", "KV tokens"), "design", None),
+_TIMES_AND_ROWS = ("time ratio", "row ratio", "time / rows")
+
+FIGURES: Mapping[str, Figure] = {
+    "overhead": Figure(("adapters",), _TIMES_AND_ROWS, ("step", "tokens")),
+    "parity": Figure(("step", "tokens"), ("ratio",), ("comparison",)),
+    "separate": Figure(("step", "tokens"), ("times", "layers")),
+    "own-work": Figure(
+        ("requests",), ("reroute", "reroute in place", "step", "step in place"), level=None, logarithmic=True
+    ),
+    "arrivals": Figure(("adapters",), ("TTFT p50 / base", "TPOT p50 / base", "goodput / base"), ("rate", "alpha")),
+    "merged": Figure(
+        ("model", "load", "alpha"), ("prefill / merged", "decode / merged", "to the end / merged"), ("system",)
+    ),
+    "prefill": Figure(("prompt",), ("TTFT / base", "prefill / base"), ("system",)),
+    "decode": Figure(("batch",), ("step / base", "decode / base"), ("system",)),
+    "memory": Figure(("adapters",), ("driver", "padded", "merged"), level=None),
+    "capacity": Figure(("adapters",), ("weights", "KV tokens"), ("design",), None),
+    "loads": Figure(("what",), ("ratio",)),
+    "kernels": Figure(
+        ("tokens",), ("/ softmax + top-k", "/ gating + reroute", "/ separate ops"), ("device", "experts")
+    ),
+    "gpu-overhead": Figure(("step", "tokens"), _TIMES_AND_ROWS, ("model", "launch", "adapters")),
+    "gpu-parity": Figure(("step", "tokens"), ("ratio",), ("compared", "model", "launch", "adapters")),
+    "gpu-separate": Figure(("step", "tokens"), ("reroute / fused", "layers"), ("model", "launch")),
 }
 """By the name of a table. A table without an entry is not drawn."""
 
@@ -48,23 +70,26 @@ def draw(table: Table, out: Path) -> list[Path]:
     if figure is None or not table.rows:
         return []
     panels = _panels(table, figure)
-    canvas, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 3.6), squeeze=False)
-    places = list(dict.fromkeys(row.labels[figure.across] for row in table.rows))
+    canvas, axes = plt.subplots(1, len(panels), figsize=(5 * len(panels), 4.2), squeeze=False)
+    places = list(dict.fromkeys(_joined(row, figure.across) for row in table.rows))
     for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
         for name, rows, column in lines:
-            points = [(places.index(row.labels[figure.across]), row.values[column]) for row in rows]
+            points = [(places.index(_joined(row, figure.across)), row.values[column]) for row in rows]
             drawn = [(place, *_bounds(value)) for place, value in points if value is not None]
             if drawn:
                 place, middle, below, above = zip(*drawn, strict=True)
-                axis.errorbar(place, middle, yerr=(below, above), marker="o", capsize=3, label=name)
+                axis.errorbar(place, middle, yerr=(below, above), marker="o", markersize=4, capsize=3, label=name)
         if figure.level is not None:
             axis.axhline(figure.level, color="grey", linewidth=0.8)
-        axis.set_xticks(range(len(places)), [str(place) for place in places])
-        axis.set_xlabel(figure.across)
+        if figure.logarithmic:
+            axis.set_yscale("log")
+        axis.set_xticks(range(len(places)), [place.replace(", ", "\n") for place in places], fontsize="small")
+        axis.set_xlabel(", ".join(figure.across))
         axis.set_title(title)
-    axes[0][0].legend(title=figure.series, fontsize="small")
+    handles, names = axes[0][0].get_legend_handles_labels()
     canvas.suptitle(table.title)
-    canvas.tight_layout()
+    canvas.legend(handles, names, title=", ".join(figure.series), loc="outside lower center", ncols=3, fontsize="small")
+    canvas.set_layout_engine("constrained")
     path = out / f"{table.name}.svg"
     canvas.savefig(path, metadata={"Date": None})
     plt.close(canvas)
@@ -73,17 +98,16 @@ def draw(table: Table, out: Path) -> list[Path]:
 
 def _panels(table: Table, figure: Figure) -> dict[str, list[Line]]:
     """Title of each panel, and its lines."""
-    if figure.series is None:
+    if not figure.series:
         return {"": [(column, table.rows, column) for column in figure.columns]}
-    series = _series(table, figure.series)
-    return {column: [(str(name), rows, column) for name, rows in series.items()] for column in figure.columns}
-
-
-def _series(table: Table, name: str) -> Mapping[Label, list[Row]]:
-    found: dict[Label, list[Row]] = {}
+    series: dict[str, list[Row]] = {}
     for row in table.rows:
-        found.setdefault(row.labels[name], []).append(row)
-    return found
+        series.setdefault(_joined(row, figure.series), []).append(row)
+    return {column: [(name, rows, column) for name, rows in series.items()] for column in figure.columns}
+
+
+def _joined(row: Row, labels: Sequence[str]) -> str:
+    return ", ".join(str(row.labels[label]) for label in labels)
 
 
 def _bounds(value: Spread | float) -> tuple[float, float, float]:

@@ -49,4 +49,4 @@ FINDINGS: Mapping[str, tuple[Finding, ...]] = {
         Finding("intent: base / merged / served", "18.6 / 78.8 / 78.8"),
     ),
 }
-"""By the name of a table here."""
+"""By the name of a table here; a GPU's tables go by the same names."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import rich.table
 from rich.console import Console
 
-from weave_bench import figures
+from weave_bench import aims, figures
 from weave_bench.paper import FINDINGS
 from weave_bench.results import Part, Row, Run, Spread, Table
 
@@ -17,6 +17,7 @@ TITLES = {
     "serve": "Serving",
     "accuracy": "Accuracy",
     "memory": "Memory",
+    "loads": "Loading",
     "kernels": "Kernels",
     "gpu": "On a GPU",
 }
@@ -42,7 +43,7 @@ def write_report(run: Run, path: Path) -> list[Path]:
     pictures = path.with_suffix("")
     pictures.mkdir(parents=True, exist_ok=True)
     written = [path]
-    lines = list(_head(run))
+    lines = [*_head(run), *_aims(run)]
     for name, title in TITLES.items():
         part = run.parts.get(name)
         if part is None:
@@ -74,6 +75,23 @@ def _head(run: Run) -> Iterator[str]:
     yield ""
 
 
+def _aims(run: Run) -> Iterator[str]:
+    found = list(aims.findings(run))
+    if not found:
+        return
+    yield "## Aims"
+    yield ""
+    yield "Medians of all rows that an aim is about; the tables below have each, and say what it does not show."
+    yield ""
+    yield "| aim | bound | found | rows that hold |"
+    yield "|---|---:|---:|---:|"
+    for aim, lowest, highest, held, rows in found:
+        bound = "1" if aim.bound is None else f"{'at least' if aim.least else 'at most'} {_number(aim.bound)}"
+        span = _number(lowest) if lowest == highest else f"{_number(lowest)} to {_number(highest)}"
+        yield f"| {aim.what} | {bound} | {span} | {held} of {rows} |"
+    yield ""
+
+
 def _ran(part: Part) -> str:
     settings = "; ".join(f"{name}: {_plain(value)}" for name, value in part.settings.items())
     kind = "quick" if part.quick else "full"
@@ -96,9 +114,10 @@ def _section(table: Table, drawn: list[str]) -> Iterator[str]:
     yield ""
     yield from (f"- *{name}*: {meaning}" for name, meaning in table.columns.items())
     yield ""
-    for finding in FINDINGS.get(table.name, ()):
+    findings = FINDINGS.get(table.name.removeprefix("gpu-"), ())
+    for finding in findings:
         yield f"- The paper: {finding.where}: {finding.what}"
-    yield from [""] * (table.name in FINDINGS)
+    yield from [""] * bool(findings)
 
 
 def _label_names(table: Table) -> list[str]:

@@ -19,7 +19,7 @@ from rich.console import Console
 from weave_bench.results import Part, Row, Table
 from weave_bench.serving.footprint import footprint_row, footprint_table, measure_loads
 from weave_bench.serving.lora import try_lora
-from weave_bench.serving.merged import MERGED, MERGED_WHOLE, Pair, merged_rows, merged_table
+from weave_bench.serving.merged import MERGED, MERGED_WHOLE, WEAVE, WEAVE_HALF, Pair, merged_rows, merged_table
 from weave_bench.serving.metrics import Slo
 from weave_bench.serving.microbenchmarks import decode_table, prefill_table, targets
 from weave_bench.serving.models import WIDE, Adapter, make_adapters, make_wide, merge
@@ -206,13 +206,12 @@ def _merged_systems(session: _Session, pair: Pair) -> dict[str, list[Spec]]:
             for adapter, path in zip(pair.adapters, checkpoints, strict=True)
         ]
 
-    def weave(count: int) -> dict[str, list[Spec]]:
-        name = f"npu-weave, {count} thread{'s' if count > 1 else ''}"
-        return {name: [Spec(name, pair.base, pair.adapters, count, _KV_BYTES)]}
+    def weave(name: str, count: int) -> list[Spec]:
+        return [Spec(name, pair.base, pair.adapters, count, _KV_BYTES)]
 
-    systems = {MERGED: merged(MERGED, half), **weave(threads)}
+    systems = {MERGED: merged(MERGED, half), WEAVE: weave(WEAVE, threads)}
     if pair.variants:
-        systems |= {MERGED_WHOLE: merged(MERGED_WHOLE, threads), **weave(half)}
+        systems |= {MERGED_WHOLE: merged(MERGED_WHOLE, threads), WEAVE_HALF: weave(WEAVE_HALF, half)}
     return systems
 
 

@@ -13,5 +13,7 @@ One schema an operator (`schema`), one meaning (`reference`), several backends, 
 import torch  # noqa: F401  (its libraries must be loaded before the extension that is linked to them)
 
 from weave_ops import _C, meta, schema, triton
+from weave_ops._C import fill_token_slots
+from weave_ops._C import reroute as reroute_on_cpu
 
-__all__ = ["_C", "meta", "schema", "triton"]
+__all__ = ["_C", "fill_token_slots", "meta", "reroute_on_cpu", "schema", "triton"]

@@ -13,10 +13,12 @@ import numpy as np
 from npu_weave.experts.token_slots import TokenSlots
 slots = TokenSlots(6, torch.device("npu", 0))
 address = slots.buffer.data_ptr()
+lookup, last_used = np.arange(10, dtype=np.int32), np.zeros(10, dtype=np.int64)
 torch.npu.synchronize()
 seen, began = [], time.monotonic()
 for step in range(6):
-    slots.fill(np.array([step, 9], dtype=np.int32), np.array([step, 1 if step == 2 else 0], dtype=np.int32))
+    tokens = np.array([step, 1 if step == 2 else 0], dtype=np.int32)
+    slots.fill(np.array([step, 9]), tokens, lookup, last_used, step)
     seen.append(slots.buffer + 0)
 filled = time.monotonic() - began
 torch.npu.synchronize()

@@ -8,6 +8,7 @@ import pytest
 import torch
 from fixtures.model_loading import Load
 from fixtures.tiny_models import EXPERTS
+from fixtures.token_slots import fill
 
 from npu_weave.config import WeaveConfig
 from npu_weave.engine.vllm.build import build_bank
@@ -89,7 +90,7 @@ def test_tokens_go_to_the_rows_of_their_slots(
     assert layer.gating_is_fused == fused
     logits = torch.randn(TOKENS, EXPERTS, generator=torch.Generator().manual_seed(2)).bfloat16()
     slot_of_token = torch.arange(TOKENS, dtype=torch.int32) % 3
-    slots.fill_tokens(slot_of_token.numpy())
+    fill(slots, slot_of_token.tolist())
     meant, ids = own_gating(router, logits)
     weights, rows = router.select_experts(logits, logits)
     assert torch.equal(weights, meant)
@@ -107,7 +108,7 @@ def test_whoever_wants_to_see_the_ids_gets_the_routers(
     bank = build_bank([layer], WeaveConfig(adapter_rows=4), slots=2, device=torch.device("cpu"))
     bank.layers[layer.index].map.table[1] += 1
     slots = TokenSlots(2 * TOKENS, CPU)
-    slots.fill_tokens(torch.ones(TOKENS, dtype=torch.int32).numpy())
+    fill(slots, [1] * TOKENS)
     layer.insert_routing(LayerRouting(bank.layers[layer.index], slots))
     logits = torch.randn(TOKENS, EXPERTS, generator=torch.Generator().manual_seed(3))
     seen: list[torch.Tensor] = []

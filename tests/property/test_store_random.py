@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 from fixtures.plain_layers import EXPERTS, LAYERS, check_served, close_banks, make_bank, packed, pages_of_live_rows
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -145,7 +144,7 @@ class Lives(RuleBasedStateMachine):
         assert needed <= self.store.resident.keys()
         evicted = before.keys() - self.store.resident.keys()
         assert len(evicted) == max(0, len(before) + len(installed) - self.slots), "no more than it takes"
-        self.store.touch(np.array([self.store.resident[revision] for revision in needed], dtype=np.int32))
+        self.store.last_used[[self.store.resident[revision] for revision in needed]] = self.store.next_step()
 
     @rule(data=st.data(), fault=LOAD_FAULTS | UNLOAD_FAULTS)
     def activate_with_fault(self, data: st.DataObject, fault: tuple[str, int]) -> None:

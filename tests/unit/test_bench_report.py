@@ -9,7 +9,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from weave_bench import figures, machine
+from weave_bench import machine
+from weave_bench.aims import AIMS, findings
+from weave_bench.figures import FIGURES
 from weave_bench.report import write_report
 from weave_bench.results import SCHEMA, Part, Row, Run, Spread, Table, ratios, read_run, spread, write_run
 
@@ -80,9 +82,32 @@ def test_the_report_has_every_value_and_its_figures(tmp_path: Path) -> None:
     assert [path.name for path in written] == ["report.md", "capacity.svg"]
 
 
-def test_figures_name_columns_and_labels_that_tables_have() -> None:
-    figure = figures.FIGURES["capacity"]
-    assert {figure.across, figure.series} <= set(TABLE.rows[0].labels) and set(figure.columns) <= set(TABLE.columns)
+def steps_run(own: float, *ratios: Spread) -> Run:
+    labels = {"comparison": "x", "step": "decode", "tokens": 1}
+    parity = Table("parity", "Parity", {"ratio": ""}, [Row(labels, {"ratio": ratio}) for ratio in ratios])
+    columns = dict.fromkeys(FIGURES["own-work"].columns, "us")
+    rows = [
+        Row({"requests": count}, {**dict.fromkeys(columns, 1.0), "reroute": own + count - 32}) for count in (32, 256)
+    ]
+    return run_of(parity, Table("own-work", "Own work", columns, rows))
+
+
+def test_the_report_says_which_aims_hold(tmp_path: Path) -> None:
+    run = steps_run(20.0, Spread(1.02, 0.99, 1.04, 60), Spread(1.2, 1.1, 1.3, 60))
+    text = write_report(run, tmp_path / "report.md")[0].read_text()
+    assert "| parity: ratio is 1 within the quarters | 1 | 1.02 to 1.2 | 1 of 2 |" in text
+    assert "| own work, us a layer | at most 20 | 20 | 1 of 1 |" in text, "batches of 32 requests at most"
+    assert "memory over the exact need" not in text, "there is nothing about it in this run"
+
+
+def test_an_aim_that_is_missed_does_not_hold() -> None:
+    found = {each.aim.column: each for each in findings(steps_run(20.1))}
+    assert (found["reroute"].held, found["reroute"].rows) == (0, 1) and "ratio" not in found
+
+
+def test_at_least_is_not_at_most() -> None:
+    gain = next(aim for aim in AIMS if aim.least and aim.bound == 1.18)
+    assert gain.holds(1.18) and not gain.holds(1.17)
 
 
 def test_the_machine_is_described() -> None:

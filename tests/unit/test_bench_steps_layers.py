@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from fixtures.plain_layers import EXPERTS, make_bank, no_bank_outlives_its_test, packed
+from fixtures.token_slots import fill
 
 from npu_weave.errors import IntegrityError
 from npu_weave.experts.routing import LayerRouting
@@ -46,7 +47,7 @@ def test_rerouting_in_parts_is_rerouting() -> None:
     bank.install(2, packed({0: [2, 3]}, seed=2))
     slots = TokenSlots(16, CPU)
     routing = LayerRouting(bank.layers[0], slots)
-    slots.fill_tokens((torch.arange(12, dtype=torch.int32) % 3).numpy())
+    fill(slots, [at % 3 for at in range(12)])
     generator = torch.Generator().manual_seed(1)
     ids = torch.stack([torch.randperm(EXPERTS, generator=generator)[:2] for _ in range(14)]).int()
     rows = reroute_in_parts(routing, ids)

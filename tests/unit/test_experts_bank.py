@@ -22,6 +22,7 @@ from fixtures.plain_layers import (  # noqa: F401 (an autouse fixture)
     pages_under,
 )
 from fixtures.spoiled_rows import spoil_rows
+from fixtures.token_slots import fill
 
 from npu_weave.errors import CapacityError, DriverError, IntegrityError
 from npu_weave.experts.bank import ExpertBank
@@ -111,7 +112,7 @@ def test_rerouting_of_a_mixed_step() -> None:
     bank = make_bank()
     bank.install(2, packed({0: [1, 3]}, 1))
     tokens = TokenSlots(4, torch.device("cpu"))
-    tokens.fill_tokens(torch.tensor([0, 2, 2], dtype=torch.int32).numpy())
+    fill(tokens, [0, 2, 2])
     ids = torch.tensor([[1, 3], [1, 3], [0, 2], [3, 1]], dtype=torch.int32)
     assert LayerRouting(bank.layers[0], tokens).reroute(ids).tolist() == [[1, 3], [4, 5], [0, 2], [3, 1]]
     assert LayerRouting(bank.layers[1], tokens).reroute(ids).tolist() == ids.tolist()

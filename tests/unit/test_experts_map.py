@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
+from fixtures.token_slots import fill
 
 from npu_weave.errors import IntegrityError
 from npu_weave.experts.expert_map import ExpertMap
@@ -35,14 +35,10 @@ def test_publish_and_withdraw_touch_one_slot() -> None:
     assert experts.table.data_ptr() == address
 
 
-def slots(*values: int) -> np.ndarray:
-    return np.array(values, dtype=np.int32)
-
-
 def test_every_token_gets_its_requests_slot() -> None:
     tokens = TokenSlots(8, CPU)
     address = tokens.buffer.data_ptr()
-    tokens.fill(slots(2, 0, 1), slots(3, 1, 2))
+    fill(tokens, [2, 0, 1], [3, 1, 2])
     assert tokens.buffer.tolist() == [2, 2, 2, 0, 1, 1, 0, 0]
     assert tokens.used == 6
     assert tokens.buffer.dtype == torch.int32 and tokens.buffer.data_ptr() == address
@@ -50,10 +46,10 @@ def test_every_token_gets_its_requests_slot() -> None:
 
 def test_rows_past_the_steps_tokens_are_the_base_models() -> None:
     tokens = TokenSlots(8, CPU)
-    tokens.fill(slots(3), slots(8))
-    tokens.fill(slots(1), slots(2))
+    fill(tokens, [3], [8])
+    fill(tokens, [1], [2])
     assert tokens.buffer.tolist() == [1, 1, 0, 0, 0, 0, 0, 0]
-    tokens.fill_tokens(slots(2, 1, 2))
+    fill(tokens, [2, 1, 2])
     assert tokens.buffer.tolist() == [2, 1, 2, 0, 0, 0, 0, 0]
     tokens.clear()
     assert tokens.buffer.tolist() == [0] * 8 and tokens.used == 0
@@ -61,8 +57,8 @@ def test_rows_past_the_steps_tokens_are_the_base_models() -> None:
 
 def test_more_tokens_than_the_engine_announced() -> None:
     tokens = TokenSlots(4, CPU)
-    tokens.fill(slots(1), slots(2))
+    fill(tokens, [1], [2])
     with pytest.raises(IntegrityError) as error:
-        tokens.fill(slots(2, 2), slots(3, 2))
+        fill(tokens, [2, 2], [3, 2])
     assert error.value.code == "TOKENS_BEYOND_BUFFER"
     assert tokens.buffer.tolist() == [1, 1, 0, 0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from fixtures.plain_layers import (  # noqa: F401 (an autouse fixture)
     check_served,
@@ -36,7 +35,7 @@ def check(store: AdapterStore, resident: dict[int, int]) -> None:
 def use(store: AdapterStore, *revisions: int) -> None:
     """One step of these revisions."""
     store.activate(revisions)
-    store.touch(np.array([store.slot_of(revision) for revision in revisions], dtype=np.int32))
+    store.last_used[[store.slot_of(revision) for revision in revisions]] = store.next_step()
 
 
 def test_staging_fills_free_slots_and_evicts_nobody() -> None:

@@ -179,15 +179,21 @@ class WeaveAdapterManager:
             revisions: ``[requests]`` revision of each request, 0 for the base model.
             tokens: ``[requests]`` scheduled tokens of each request.
         """
-        self.begin_service()
-        self.token_slots.fill(self._slots_of(revisions), tokens)
+        if self._compare is not None:
+            self.begin_service()
+        step = self.store.next_step()
+        if self.token_slots.fill(revisions, tokens, self._lookup, self.store.last_used, step):
+            return
+        self._activate(revisions)
+        self.token_slots.fill(revisions, tokens, self._lookup, self.store.last_used, step)
 
     def set_active_adapters(self, adapter_requests: Collection[Any], mapping: Any) -> None:
         """As `set_step`, from vLLM's per-token mapping; dummy runs use the base model only."""
         if self._dummy_run or mapping is None:
             self.token_slots.clear()
             return
-        self.token_slots.fill_tokens(self._slots_of(np.asarray(mapping.index_mapping, dtype=np.int64)))
+        revisions = np.asarray(mapping.index_mapping, dtype=np.int64)
+        self.set_step(revisions, np.ones_like(revisions))
 
     @contextlib.contextmanager
     def dummy_lora_cache(self) -> Iterator[None]:
@@ -233,16 +239,12 @@ class WeaveAdapterManager:
 
     # --- inside ---
 
-    def _slots_of(self, revisions: npt.NDArray[np.int64]) -> npt.NDArray[np.int32]:
-        if len(revisions) and revisions.max() >= len(self._lookup):
+    def _activate(self, revisions: npt.NDArray[np.int64]) -> None:
+        """Bring revisions into slots, of which at least one has none."""
+        if revisions.max() >= len(self._lookup):
             raise _unknown(int(revisions.max()))
-        slots = self._lookup[revisions]
-        if (slots < 0).any():
-            self.store.activate({int(revision) for revision in np.unique(revisions) if revision})
-            self._refresh_lookup()
-            slots = self._lookup[revisions]
-        self.store.touch(slots)
-        return slots
+        self.store.activate({int(revision) for revision in np.unique(revisions) if revision})
+        self._refresh_lookup()
 
     def _refresh_lookup(self, revision: int = 0) -> None:
         """Rebuild revision id -> slot; -1 for revisions that are not on the device. Id 0 is the base model."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import torch
@@ -22,6 +23,7 @@ BATCHES = (1, 8, 32, 256)
 COLUMNS = {
     "reroute": "us a layer: the rerouting call, its Python included",
     "reroute in place": "us a layer: the same call where it stands, while the layers run",
+    "gating in place": "us a layer: vLLM's own choice of experts in the same place, without npu-weave, for a scale",
     "in router": "us a layer: what choosing experts takes longer than vLLM's own, in pairs",
     "router": "that, as a ratio of vLLM's own",
     "step": "us a step: slots of the requests, token slots, bookkeeping, as vLLM's model runner calls it",
@@ -34,8 +36,8 @@ SHOWS = (
     "Decode steps of 20 adapters; the aims at 32 requests are 20 us a layer and 50 us a step, with no tensor but the "
     "result and no lock waited for. Calls by themselves: each repeat is the median of many in a row, with code and "
     "data in caches. In place: each call of steps that run, between whose calls the weights of layers go through the "
-    "caches, so that it waits for memory, as everything around it does; that is many times the work itself, and still "
-    "little beside a layer. `in router` is a difference of two larger times and has their noise."
+    "caches, so that its code and data come from memory, as with everything around it. The clock's own share in place "
+    "is 2 to 4 us. `in router` is a difference of two larger times and has their noise."
 )
 _CALLS = 200
 
@@ -72,13 +74,14 @@ def _row(bench: Bench, batch: int, locks: list[object]) -> Row:
             prepare()
             reroute()
 
-    layer_us, step_us = _in_place(bench, step, prepare)
+    layer_us, gating_us, step_us = _in_place(bench, step, prepare)
     longer = [one - other for one, other in zip(found["ours"], found["plain"], strict=True)]
     return Row(
         {"requests": batch, "adapters": adapters},
         {
             "reroute": spread(found["reroute"]),
             "reroute in place": spread(layer_us),
+            "gating in place": spread(gating_us),
             "in router": spread(longer),
             "router": ratios(found["ours"], found["plain"]),
             "step": spread(found["step"]),
@@ -90,22 +93,38 @@ def _row(bench: Bench, batch: int, locks: list[object]) -> Row:
     )
 
 
-def _in_place(bench: Bench, step: Step, prepare: Action) -> tuple[list[float], list[float]]:
-    """Microseconds of each rerouting while steps run, and of each preparation of a step; the first step warms up."""
-    layers, steps = list[float](), list[float]()
-    original: Callable[..., torch.Tensor] = LayerRouting.reroute
-
-    def timed(routing: LayerRouting, ids: torch.Tensor, slots: torch.Tensor | None = None) -> torch.Tensor:
-        begun = time.perf_counter()
-        rows = original(routing, ids, slots)
-        layers.append((time.perf_counter() - begun) * 1e6)
-        return rows
-
-    setattr(LayerRouting, "reroute", timed)  # noqa: B010  (mypy minds an assignment to a method)
-    try:
+def _in_place(bench: Bench, step: Step, prepare: Action) -> tuple[list[float], list[float], list[float]]:
+    """Microseconds of each rerouting while steps run, of each choice of experts while they run without npu-weave, and
+    of each preparation of a step. The first step of either warms up."""
+    layers, gatings, steps = list[float](), list[float](), list[float]()
+    with ExitStack() as patched:
+        patched.enter_context(_timed(LayerRouting, "reroute", layers))
+        for runner in bench.plain.runners:
+            patched.enter_context(_timed(runner.router, "select_experts", gatings))
         for _ in range(bench.scale.turns + 1):
+            bench.plain.run(step)
             steps.append(microseconds(prepare, 1))
             bench.woven.run(step)
+    return layers[bench.woven.count :], gatings[bench.plain.count :], steps[1:]
+
+
+@contextmanager
+def _timed(owner: object, name: str, found: list[float]) -> Iterator[None]:
+    """Note the microseconds of every call of a function that is an attribute of `owner`."""
+    own = name in vars(owner)
+    original: Callable[..., object] = getattr(owner, name)
+
+    def timed(*args: object, **kwargs: object) -> object:
+        begun = time.perf_counter()
+        result = original(*args, **kwargs)
+        found.append((time.perf_counter() - begun) * 1e6)
+        return result
+
+    setattr(owner, name, timed)
+    try:
+        yield
     finally:
-        setattr(LayerRouting, "reroute", original)  # noqa: B010
-    return layers[bench.woven.count :], steps[1:]
+        if own:
+            setattr(owner, name, original)
+        else:
+            delattr(owner, name)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from tqdm import tqdm
 
+from npu_weave.adapters.fresh_memory import fresh_tensor
 from weave_bench.layers.batch import Shape, Step, decode, prefill
 from weave_bench.layers.bench import Bench, check_equal
 from weave_bench.layers.pairing import Way, time_pair
@@ -21,7 +22,8 @@ SHOWS = (
     "The same tokens in turn through npu-weave and through what should take the same time, with caches emptied before "
     "each run. Base tokens: plain vLLM, no plugin in the layer, ordinary tensors of the base experts. One adapter: "
     "plain vLLM over the adapter's merged weights. Padded: one layer whose weights lie once in the virtual tensor, "
-    "with memory under rows in use, and once in an ordinary tensor of as many rows, all of them with memory. Before "
+    "with memory under rows in use, and once in an ordinary tensor of as many rows, all of them with memory, in huge "
+    "pages where the system has them, as those of the virtual tensor are. Before "
     "anything is timed the answers of both sides are compared, and they agree to the bit. A quartile range that holds "
     "1 means that no difference was resolved, not that there is none: its width is the noise of this machine."
 )
@@ -98,7 +100,8 @@ def _padded_sides(bench: Bench) -> Sides:
     tensors = bench.woven.manager.store.bank.layers[0].tensors
     padded = {}
     for name, weight in virtual.items():
-        padded[name] = torch.empty_like(weight).zero_()  # written, so that rows without an adapter have memory too
+        # in huge pages, as virtual tensors are; written, so that rows without an adapter have memory too
+        padded[name] = fresh_tensor(weight.shape, weight.dtype).zero_()
         for row in tensors[name].mapped_rows:
             padded[name][row].copy_(weight[row])
 

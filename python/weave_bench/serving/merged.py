@@ -16,6 +16,8 @@ from weave_bench.serving.workload import shares
 
 MERGED = "two merged engines"
 MERGED_WHOLE = "two merged engines, all threads each"
+WEAVE = "npu-weave"
+WEAVE_HALF = "npu-weave, half the threads"
 _LATENCIES = tuple(key for key in COLUMNS if key.startswith(("TTFT", "TPOT", "ITL")))
 _BACKLOG = 120.0
 """Seconds given to answer what has piled up when the last request has come."""

@@ -1,27 +1,24 @@
-"""``python -m weave_bench.load_speed``: how fast adapters come from disk and from the host's memory into device rows.
+"""The part ``loads``: how fast adapters come from disk and from the host's memory into device rows.
 
-Beside every figure stands, measured in the same run and in turn with it, what the machine needs for the bytes alone: to
-read the files and copy them once (cold), or to copy them once (warm). A cold load takes memory for what it reads, which
-a virtual machine may have to ask its host for; so the bytes alone are read both into fresh memory and into memory that
-was there before. Files are dropped from the page cache before they are read. Geometry of an expert: that of
-DeepSeek-V2-Lite, 16.5 MiB.
+Beside every figure stands, measured in turn with it, what the machine needs for the bytes alone: to read the files and
+copy them once, or to copy them once. A load from disk takes memory for what it reads, which a virtual machine may have
+to ask its host for; so the bytes alone are read both into fresh memory and into memory that was there before. Files are
+dropped from the page cache before they are read. Geometry of an expert: that of DeepSeek-V2-Lite, 16.5 MiB.
 """
 
 from __future__ import annotations
 
-import argparse
+import multiprocessing
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from npu_weave.adapters.fresh_memory import fresh_tensor
 from npu_weave.experts.bank import ExpertBank
@@ -30,11 +27,14 @@ from npu_weave.memory import HostDriver
 from npu_weave.residency.load_reader import AdapterReader
 from weave_bench.adapter_files import geometry_of, write_adapter
 from weave_bench.plain_layer import Geometry, PlainLayer, close, plain_bank
+from weave_bench.results import Part, Row, Table, ratios, spread
 
 COLD = Geometry(layers=12, experts=64, hidden=2048, width=1408)
-WARM = Geometry(layers=4, experts=64, hidden=2048, width=1408)  # twenty such adapters fit into memory twice
+WARM = Geometry(layers=2, experts=64, hidden=2048, width=1408)  # twenty such adapters, three times: 10 GiB
 EXPERTS_A_LAYER = 5
 BASE_EXPERTS_HERE = EXPERTS_A_LAYER  # base experts take memory and no part: as few as there can be
+ADAPTERS, QUICK_ADAPTERS = (1, 5, 10, 20), (1, 5)
+REPEATS, QUICK_REPEATS = 11, 5
 
 
 class Figure(NamedTuple):
@@ -46,37 +46,67 @@ class Figure(NamedTuple):
     bare: list[float]
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(prog="python -m weave_bench.load_speed", description=__doc__.split("\n")[0])
-    parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--adapters", type=int, nargs="+", default=[1, 2, 5, 10, 20], help="adapters loaded together")
-    parser.add_argument("--directory", type=Path, help="where adapters are written for the run (default: temporary)")
-    arguments = parser.parse_args()
+def measure(*, quick: bool) -> Part:
+    """Measure in a process of its own, whose memory is gone when the next part begins."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+        return process.submit(measure_here, quick).result()
+
+
+def measure_here(quick: bool) -> Part:
+    """As `measure`, in this process."""
+    begun = time.monotonic()
+    counts, repeats = (QUICK_ADAPTERS, QUICK_REPEATS) if quick else (ADAPTERS, REPEATS)
     torch.set_num_threads(1)  # as in a worker's loader, which must leave the cores to the steps
-    with tempfile.TemporaryDirectory(prefix="npu-weave-load-", dir=arguments.directory) as scratch:
-        figures = measure(Path(scratch), arguments.repeat, arguments.adapters)
-    table = Table(title="loading, host driver, one thread; median (lowest ... highest)")
-    for column in ("", "MiB", "npu-weave GB/s", "bytes alone GB/s", "ratio"):
-        table.add_column(column, justify="left" if not column else "right")
-    for figure in figures:
-        table.add_row(figure.title, f"{figure.nbytes / 2**20:.0f}", *_speeds(figure))
-    Console(width=120).print(table)
-    for line in page_costs(arguments.repeat):
-        print(line)
+    with tempfile.TemporaryDirectory(prefix="npu-weave-load-") as scratch:
+        tables = [_loads(measure_loads(Path(scratch), repeats, counts)), _pages(repeats)]
+    settings = {
+        "driver": "the host's",
+        "threads that copy": 1,
+        "experts of an adapter": f"{EXPERTS_A_LAYER} a layer of 16.5 MiB, bfloat16",
+        "layers": f"{COLD.layers} from disk, {WARM.layers} from the host's memory",
+        "repeats": repeats,
+    }
+    return Part("loads", time.monotonic() - begun, quick, settings, tables)
 
 
-def _speeds(figure: Figure) -> tuple[str, str, str]:
-    def text(seconds: Sequence[float]) -> str:
-        speeds = sorted(figure.nbytes / each / 1e9 for each in seconds)
-        return f"{statistics.median(speeds):.2f} ({speeds[0]:.2f} ... {speeds[-1]:.2f})"
+def _loads(figures: Sequence[Figure]) -> Table:
+    columns = {
+        "MiB": "loaded",
+        "npu-weave": "GB/s",
+        "bytes alone": "GB/s",
+        "ratio": "npu-weave's speed over that of the bytes alone, in pairs",
+    }
+    rows = [
+        Row(
+            {"what": figure.title},
+            {
+                "MiB": figure.nbytes / 2**20,
+                "npu-weave": spread([figure.nbytes / seconds / 1e9 for seconds in figure.ours]),
+                "bytes alone": spread([figure.nbytes / seconds / 1e9 for seconds in figure.bare]),
+                "ratio": ratios(figure.bare, figure.ours),
+            },
+        )
+        for figure in figures
+    ]
+    return Table("loads", "Adapters into device rows, beside the bytes alone", columns, rows, _SHOWS)
 
-    ratios = sorted(bare / ours for ours, bare in zip(figure.ours, figure.bare, strict=True))
-    ratio = f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} ... {ratios[-1]:.2f})"
-    return text(figure.ours), text(figure.bare), ratio
+
+def _pages(repeats: int) -> Table:
+    rows = [Row({"call": name}, {"a page": spread(times)}) for name, times in page_costs(repeats).items()]
+    shows = "Beside copying a page these calls are small; they are made once a load, not in a step."
+    return Table("pages", "Mapping and unmapping a page of 2 MiB", {"a page": "us"}, rows, shows)
 
 
-def measure(scratch: Path, repeat: int, counts: Sequence[int]) -> list[Figure]:
+_SHOWS = (
+    "From the host's memory one compiled loop writes rows and reads each back while it is in the first-level cache. "
+    "From disk, reading, hashing (blake3) and packing run beside each other; rows are written when the content is "
+    "known, as experts that are on the device already are not written again. A load keeps what it has packed, so it "
+    "needs new memory, which a virtual machine gets from its host page by page: beside a buffer that was there before, "
+    "that is what it is slower by. The copy into an NPU's or a GPU's memory is not measured here."
+)
+
+
+def measure_loads(scratch: Path, repeat: int, counts: Sequence[int]) -> list[Figure]:
     """A cold load of one adapter, then warm loads of several."""
     figures = _cold(scratch / "cold", repeat)
     paths = [write_adapter(scratch / f"warm{number}", WARM, _tuned(WARM), seed=number) for number in range(max(counts))]
@@ -148,7 +178,7 @@ def _warm(bank: ExpertBank, packed: Sequence[PackedAdapter], sink: torch.Tensor,
         for slot, adapter in enumerate(packed, 1):
             bank.install(slot, adapter)
 
-    figure = Figure(f"from host memory, {len(packed)} adapters", nbytes, [], [])
+    figure = Figure(f"from host memory, {len(packed)} adapter{'s' if len(packed) > 1 else ''}", nbytes, [], [])
     for _ in range(repeat):
         figure.bare.append(_seconds(bare))
         figure.ours.append(_seconds(ours))
@@ -157,8 +187,8 @@ def _warm(bank: ExpertBank, packed: Sequence[PackedAdapter], sink: torch.Tensor,
     return figure
 
 
-def page_costs(repeat: int) -> list[str]:
-    """What mapping and unmapping cost, in microseconds a page of the host driver."""
+def page_costs(repeat: int) -> dict[str, list[float]]:
+    """Microseconds a page of the host driver that mapping and unmapping cost, one a repetition."""
     driver = HostDriver()
     count = 256
     base = driver.reserve(count * driver.granularity)
@@ -173,16 +203,12 @@ def page_costs(repeat: int) -> list[str]:
         for address, _ in places:
             driver.unmap(address)
 
-    mapping, unmapping = [], []
+    found: dict[str, list[float]] = {"map": [], "unmap": []}
     for _ in range(repeat):
-        mapping.append(_seconds(map_all))
+        found["map"].append(_seconds(map_all) / count * 1e6)
         driver.fence()
-        unmapping.append(_seconds(unmap_all))
-    return [
-        f"{name}: {statistics.median(times) / count * 1e6:.1f} us a page of {driver.granularity >> 20} MiB "
-        f"({min(times) / count * 1e6:.1f} ... {max(times) / count * 1e6:.1f})"
-        for name, times in (("map", mapping), ("unmap", unmapping))
-    ]
+        found["unmap"].append(_seconds(unmap_all) / count * 1e6)
+    return found
 
 
 def _packed(path: Path, geometry: Geometry) -> PackedAdapter:
@@ -213,7 +239,3 @@ def _seconds(action: Callable[[], object]) -> float:
     start = time.perf_counter()
     action()
     return time.perf_counter() - start
-
-
-if __name__ == "__main__":
-    main()
