@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 import time
 from datetime import UTC, datetime
@@ -43,6 +44,7 @@ def run_parts(
     unknown = [name for name in wanted if name not in PARTS]
     if unknown:
         raise typer.BadParameter(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that servers are stopped, too
     console = Console(width=None if sys.stdout.isatty() else 160)
     run = _opened(out)
     for name in wanted:

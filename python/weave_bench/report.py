@@ -65,7 +65,9 @@ def _head(run: Run) -> Iterator[str]:
         f"One run of `bash scripts/run_bench.sh` on {run.started[:10]}, commit `{run.commit}`. A value is the median "
         "of repeats with the quarters around it in brackets. Ratios are taken between what was measured beside each "
         "other in the same repeat; on a shared machine only they mean much, and absolute times say something about "
-        "that machine alone."
+        "that machine alone. Nothing here comes from an NPU"
+        + ("." if "gpu" in run.parts else ", and nothing from a GPU.")
+        + " Each table says what it does not show."
     )
     yield ""
     yield "| | |"
