@@ -27,8 +27,13 @@ SAME_FLOOR: dict[str, frozenset[str]] = {
 COMPANIONS = frozenset({"weave_ops", "weave_lab", "weave_bench"})
 # Foreign packages that only the named places may import.
 RESERVED: dict[str, tuple[str, ...]] = {
-    # besides the engine: vLLM without us, to compare with; and its MoE layers one by one, to be timed
-    "vllm": ("npu_weave.engine", "weave_lab.demo.plain", "weave_bench.layers.engine_layers"),
+    # besides the engine: vLLM without us, to compare with; and its MoE layers, and engines of both kinds, to be timed
+    "vllm": (
+        "npu_weave.engine",
+        "weave_lab.demo.plain",
+        "weave_bench.layers.engine_layers",
+        "weave_bench.whole_engine.process",
+    ),
     "vllm_ascend": ("npu_weave.engine.ascend",),
     "torch_npu": ("npu_weave.engine.ascend", "npu_weave.memory.npu_tensor", "weave_ops.ascendc"),
 }

@@ -1,4 +1,4 @@
-"""The part ``gpu``: routed MoE layers at full geometry on a GPU, without an engine, and what a whole engine would need.
+"""The part ``gpu``: routed MoE layers at full geometry on a GPU, without an engine, and whole engines where vLLM is.
 
 Layers hold their experts in npu-weave's virtual tensors over CUDA's virtual memory, choose them by its fused operator,
 and compute with Triton kernels of their own (`weave_bench.cuda`). Without a GPU nothing is measured, and the part says
@@ -7,7 +7,6 @@ what would be.
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import time
 from dataclasses import replace
@@ -21,7 +20,11 @@ from weave_bench.cuda.plan import FULL, QUICK, Plan
 from weave_bench.cuda.tables import TABLES, make_table
 from weave_bench.cuda.traffic import ADAPTERS, REQUEST, make_steps, tuned_experts
 from weave_bench.cuda.weights import make_experts, rows_needed
-from weave_bench.results import Part, Row
+from weave_bench.results import Part, Row, Table
+from weave_bench.whole_engine import plan as engine_plan
+from weave_bench.whole_engine import process as engine_process
+from weave_bench.whole_engine.comparison import compare_engines
+from weave_bench.whole_engine.plan import EnginePlan
 
 SHAPES = (DEEPSEEK_V2_LITE, DEEPSEEK_V3)
 ROOM = 6 << 30
@@ -29,15 +32,9 @@ ROOM = 6 << 30
 SMALLEST_SHARE = 8
 """Base experts of a rank below which a layer is not worth measuring."""
 
-ENGINE_LEFT_OUT = (
-    "a whole engine on a GPU (DeepSeek-V2-Lite's geometry at full depth, dummy weights, the published adapters' expert "
-    "configurations; base alone against 5, 10 and 20 adapters; TTFT, TPOT, throughput, KV capacity; graphs on): "
-    "npu-weave refuses vLLM on CUDA, as answers were never proved there to be exactly those of merged checkpoints. "
-    "That comes first: the exactness tests on a GPU, with vLLM's CUDA build, then an entry for its version and device "
-    "in npu_weave/engine/vllm/versions.py. The base model's throughput alone could be measured now and would compare "
-    "nothing.",
-    "an engine of merged checkpoints, and vLLM's own LoRA on MoE experts, beside it on a GPU: they have nothing to "
-    "stand beside until the above.",
+ALONE = (
+    "engines of merged checkpoints, and vLLM's own LoRA on MoE experts, beside it on a GPU: there is no room for two "
+    "such engines on one, and nobody has LoRA adapters of equal tuned experts for this geometry"
 )
 
 
@@ -46,7 +43,7 @@ def measure(*, quick: bool) -> Part:
     begun = time.monotonic()
     missing = what_is_missing()
     if missing:
-        left_out = [*would_measure(missing, quick=quick), *engine_left_out()]
+        left_out = [*would_measure(missing, quick=quick), would_measure_engine(missing, quick=quick), ALONE]
         return Part("gpu", time.monotonic() - begun, quick, {"device": "none"}, [], left_out)
     return _measured(begun, quick)
 
@@ -82,14 +79,24 @@ def would_measure(reason: str, *, quick: bool) -> list[str]:
     ]
 
 
-def engine_left_out() -> list[str]:
-    """Why no whole engine is measured, and whether vLLM's CUDA build would be here."""
+def would_measure_engine(reason: str, *, quick: bool) -> str:
+    """What is left out of a whole engine because of `reason`."""
+    return f"gpu-engine: {_engine_plan(quick).describe()}. Reason: {reason}."
+
+
+def measure_engine(*, quick: bool) -> tuple[list[Table], list[str]]:
+    """Engines of the base model alone and with adapters, where vLLM is, and what was left out."""
+    if not engine_process.vllm_is_here():
+        reason = "vLLM is not installed here (0.26.0 pairs with torch 2.11.0 and CUDA 13)"
+        return [], [would_measure_engine(reason, quick=quick)]
     try:
-        found = f"Installed here: vLLM {importlib.metadata.version('vllm')}."
-    except importlib.metadata.PackageNotFoundError:
-        found = "That build is not installed here (0.26.0 pairs with torch 2.11.0 and CUDA 13)."
-    first, *others = ENGINE_LEFT_OUT
-    return [f"{first} {found}", *others]
+        return compare_engines(_engine_plan(quick))
+    except RuntimeError as error:
+        return [], [would_measure_engine(str(error), quick=quick)]
+
+
+def _engine_plan(quick: bool) -> EnginePlan:
+    return engine_plan.QUICK if quick else engine_plan.FULL
 
 
 def fitted(shape: LayerShape, free: int) -> LayerShape | None:
@@ -110,7 +117,7 @@ def _measured(begun: float, quick: bool) -> Part:
     plan, device = QUICK if quick else FULL, torch.device("cuda", torch.cuda.current_device())
     limits = measure_limits(device)
     rows: dict[str, list[Row]] = {name: [] for name in TABLES}
-    left_out, layers = engine_left_out(), {}
+    left_out, layers = [ALONE], dict[str, object]()
     for asked in SHAPES:
         torch.cuda.empty_cache()
         free = torch.cuda.mem_get_info(device)[0]
@@ -131,7 +138,10 @@ def _measured(begun: float, quick: bool) -> Part:
         "turns": plan.turns,
         **layers,
     }
-    tables = [make_table(name, found) for name, found in rows.items()]
+    torch.cuda.empty_cache()
+    engine_tables, refused = measure_engine(quick=quick)
+    tables = [*(make_table(name, found) for name, found in rows.items()), *engine_tables]
+    left_out += refused
     return Part("gpu", time.monotonic() - begun, quick, settings, tables, left_out)
 
 
