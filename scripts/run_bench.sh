@@ -3,11 +3,11 @@
 #
 #   bash scripts/run_bench.sh                  every part but gpu (an hour and more)
 #   bash scripts/run_bench.sh --quick          the same with fewer repeats (minutes)
-#   bash scripts/run_bench.sh memory kernels   these parts: steps, serve, accuracy, memory, loads, kernels, gpu
+#   bash scripts/run_bench.sh memory kernels   these parts: steps, serve, live, accuracy, memory, loads, catalogue, kernels, gpu
 #   bash scripts/run_bench.sh ascendc          the AscendC kernels counted under emulation, and a projection; printed only
 #
-# What was found is added to build/bench/run.json, and build/bench/report.md is made from that. Nothing else should run
-# on the machine meanwhile.
+# What was found is added to build/bench/run.json, and build/bench/report.md is made from that; those of quick runs lie in
+# build/bench/quick. Nothing else should run on the machine meanwhile.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -21,6 +21,5 @@ ascendc)
     ;;
 *)
     python -m weave_bench run "$@"
-    python -m weave_bench report
     ;;
 esac

@@ -21,25 +21,32 @@ app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_
 PARTS = {
     "steps": "MoE layers step by step: adapters beside the base model, virtual beside padded, and our own work",
     "serve": "servers under the paper's workload: TTFT, TPOT, throughput, goodput, memory",
+    "live": "gaps between tokens while adapters are loaded and unloaded",
     "accuracy": "base, merged and served answers, task by task",
     "memory": "physical memory under base and adapters, and the KV cache left",
     "loads": "adapters from disk and from host memory, and what a page costs",
+    "catalogue": "looking a name up among a thousand and a million",
     "kernels": "gating and rerouting, fused and in parts",
     "gpu": "layers at full geometry, and a whole engine, on a GPU",
 }
 """What can be run, in the order of the report. A part is a module with ``measure(*, quick: bool) -> Part``."""
 
 RUN = Path("build") / "bench" / "run.json"
-REPORT = RUN.with_name("report.md")
+QUICK_RUN = RUN.with_name("quick") / RUN.name
+REPORT = "report.md"
 
 
 @app.command("run")
 def run_parts(
     parts: Annotated[list[str] | None, typer.Argument(help=f"of {', '.join(PARTS)}; all but gpu without any")] = None,
     quick: Annotated[bool, typer.Option(help="fewer repeats and smaller sizes: minutes in all")] = False,
-    out: Annotated[Path, typer.Option(help="the run's file; parts are added to what is in it")] = RUN,
+    out: Annotated[
+        Path | None,
+        typer.Option(help=f"the run's file, to which parts are added; {RUN}, or {QUICK_RUN} for a quick run"),
+    ] = None,
 ) -> None:
-    """Measure, and note what was found. Nothing else should run on the machine meanwhile."""
+    """Measure, note what was found, and write the report beside it. Nothing else should run on the machine."""
+    out = out or (QUICK_RUN if quick else RUN)
     wanted = parts or [name for name in PARTS if name != "gpu"]
     unknown = [name for name in wanted if name not in PARTS]
     if unknown:
@@ -55,16 +62,18 @@ def run_parts(
         write_run(run, out)
         report.print_part(part, console)
         console.print(f"{name} took {time.monotonic() - begun:.0f} s; noted in {out}")
+    written = report.write_report(run, out.with_name(REPORT))
+    console.print(f"wrote {written[0]} and {len(written) - 1} figures")
 
 
 @app.command("report")
 def make_report(
-    run: Annotated[Path, typer.Argument(help="the file of a run")] = RUN,
-    out: Annotated[Path, typer.Option(help="the report; its figures go beside it")] = REPORT,
+    run: Annotated[Path, typer.Argument(help="the file of a run")],
+    out: Annotated[Path, typer.Option(help="the report; its figures go into a directory of its name")],
 ) -> None:
-    """Write the report of a run, in Markdown, with figures."""
+    """Write the report of a run again, in Markdown, with figures."""
     written = report.write_report(read_run(run), out)
-    Console().print(f"wrote {', '.join(str(path) for path in written)}")
+    Console().print(f"wrote {written[0]} and {len(written) - 1} figures")
 
 
 def _opened(path: Path) -> Run:

@@ -15,12 +15,18 @@ from weave_bench.results import Part, Row, Run, Spread, Table
 TITLES = {
     "steps": "Steps of MoE layers",
     "serve": "Serving",
+    "live": "Loading while others are answered",
     "accuracy": "Accuracy",
     "memory": "Memory",
     "loads": "Loading",
+    "catalogue": "Catalogue",
     "kernels": "Kernels",
     "gpu": "On a GPU",
 }
+
+
+UNSETTLED = 3.0
+"""A measure whose quarters are further apart than this has no median worth telling."""
 
 
 def print_part(part: Part, console: Console) -> None:
@@ -63,9 +69,9 @@ def _head(run: Run) -> Iterator[str]:
     yield ""
     yield (
         f"One run of `bash scripts/run_bench.sh` on {run.started[:10]}, commit `{run.commit}`. A value is the median "
-        "of repeats with the quarters around it in brackets. Ratios are taken between what was measured beside each "
-        "other in the same repeat; on a shared machine only they mean much, and absolute times say something about "
-        "that machine alone. Nothing here comes from an NPU"
+        "of repeats with the quarters around it in brackets, and *unsettled* where these are more than three times "
+        "apart. Ratios are taken between what was measured beside each other in the same repeat; on a shared machine "
+        "only they mean much, and absolute times say something about that machine alone. Nothing here comes from an NPU"
         + ("." if "gpu" in run.parts else ", and nothing from a GPU.")
         + " Each table says what it does not show."
     )
@@ -137,6 +143,8 @@ def _number(value: Spread | float | None) -> str:
     if isinstance(value, Spread):
         if value.repeats == 1:
             return _number(value.median)
+        if value.high > UNSETTLED * value.low:
+            return f"unsettled ({_number(value.low)} ... {_number(value.high)})"
         return f"{_number(value.median)} ({_number(value.low)} ... {_number(value.high)})"
     if value == int(value) and abs(value) < 1e15:
         return f"{int(value):,}"
