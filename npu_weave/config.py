@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError, field_validator
 
 from npu_weave.errors import ConfigError
 
@@ -37,8 +37,15 @@ class WeaveConfig(BaseModel):
         host_cache: host memory in bytes, per worker, for adapters that were unloaded or had to make room: loading the
             same content again then needs no disk. Least recently used go first. None keeps as many as fit under
             vLLM's ``--max-cpu-loras`` beside those in service; 0 keeps none.
+        catalog: where adapters are found by name when a request names one: a directory, or a URL that fsspec knows
+            (``hf://organisation``, ``s3://bucket/adapters``). None serves only adapters that were loaded.
+        catalog_cache: directory in which adapters of a catalogue at a URL are kept.
+        catalog_cache_size: bytes that they may take there, also as text; the least recently used go first.
         allowed_roots: directories below which adapters may lie. None allows any path, and is refused while the
-            engine accepts adapters over HTTP (VLLM_ALLOW_RUNTIME_LORA_UPDATING).
+            engine accepts adapters over HTTP (VLLM_ALLOW_RUNTIME_LORA_UPDATING). With a catalogue its own place is
+            among them.
+        max_requests_per_adapter: requests of one adapter in the scheduler at once; more of them wait while those of
+            others go on. None sets no limit.
         verify_loads: read every row back after a load and compare it with what was to be written.
     """
 
@@ -47,10 +54,22 @@ class WeaveConfig(BaseModel):
     adapter_rows: StrictInt | None = Field(default=None, ge=1)
     adapter_memory: StrictInt | None = Field(default=None, ge=1)
     host_cache: StrictInt | None = Field(default=None, ge=0)
+    catalog: StrictStr | None = Field(default=None, min_length=1)
+    catalog_cache: Path = Path("~/.cache/npu-weave/adapters")
+    catalog_cache_size: StrictInt = Field(default=64 << 30, ge=1)
     allowed_roots: tuple[Path, ...] | None = None
+    max_requests_per_adapter: StrictInt | None = Field(default=None, ge=1)
     verify_loads: StrictBool = True
 
-    @field_validator("adapter_memory", "host_cache", mode="before")
+    @property
+    def roots(self) -> tuple[Path, ...] | None:
+        """Directories below which adapters may lie; None allows any path."""
+        if self.catalog is None:
+            return self.allowed_roots
+        place = self.catalog_cache if "://" in self.catalog else Path(self.catalog)
+        return (*(self.allowed_roots or ()), place.expanduser().resolve())
+
+    @field_validator("adapter_memory", "host_cache", "catalog_cache_size", mode="before")
     @classmethod
     def _parse_size(cls, value: object) -> object:
         return parse_size(value) if isinstance(value, str) else value

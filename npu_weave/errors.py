@@ -122,6 +122,12 @@ class IntegrityError(WeaveError):
     exit_code = 7
 
 
+class ServerError(WeaveError):
+    """A running server does not answer, or is not what the command needs."""
+
+    exit_code = 10
+
+
 _KINDS: dict[str, type[WeaveError]] = {
     kind.__name__: kind
     for kind in (
@@ -137,6 +143,7 @@ _KINDS: dict[str, type[WeaveError]] = {
         DriverError,
         UnsupportedError,
         IntegrityError,
+        ServerError,
     )
 }
 

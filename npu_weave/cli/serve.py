@@ -24,10 +24,19 @@ def serve(
         list[Path] | None,
         typer.Option(help="Allow loading and unloading at run time over HTTP, from below this directory. Repeatable."),
     ] = None,
+    catalog: Annotated[
+        str | None,
+        typer.Option(help="Where adapters are found by name on request: a directory, or a URL such as hf://org."),
+    ] = None,
+    catalog_cache: Annotated[Path | None, typer.Option(help="Directory for adapters of a catalogue at a URL.")] = None,
+    catalog_cache_size: Annotated[str | None, typer.Option(help="Limit on that directory, e.g. 200GiB.")] = None,
     adapter_rows: Annotated[int | None, typer.Option(help="Rows per MoE layer set aside for adapters.")] = None,
     adapter_memory: Annotated[str | None, typer.Option(help="Limit on adapter memory per worker, e.g. 4GiB.")] = None,
     host_cache: Annotated[
         str | None, typer.Option(help="Host memory per worker for adapters not in use, e.g. 16GiB; 0 keeps none.")
+    ] = None,
+    max_requests_per_adapter: Annotated[
+        int | None, typer.Option(help="Requests of one adapter at once; more of them wait, others pass them by.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print vLLM's arguments.")] = False,
 ) -> None:
@@ -38,10 +47,18 @@ def serve(
     roots = [Path(root) for root in adapter_root or []]
     with reported_errors(as_json=False):
         adapters = _named(adapter or [])
-        _report(base, adapters, roots)
+        _report(base, adapters, roots, catalog)
         from npu_weave.engine.vllm.launch import serve_arguments
 
-        limits = {"adapter_rows": adapter_rows, "adapter_memory": adapter_memory, "host_cache": host_cache}
+        limits = {
+            "adapter_rows": adapter_rows,
+            "adapter_memory": adapter_memory,
+            "host_cache": host_cache,
+            "max_requests_per_adapter": max_requests_per_adapter,
+            "catalog": catalog,
+            "catalog_cache": None if catalog_cache is None else str(catalog_cache),
+            "catalog_cache_size": catalog_cache_size,
+        }
         weave: dict[str, Any] = {"allowed_roots": [str(path) for path in [*adapters.values(), *roots]]}
         weave |= {name: limit for name, limit in limits.items() if limit is not None}
         arguments = serve_arguments(
@@ -50,7 +67,7 @@ def serve(
             context.args,
             weave=weave,
             # one slot an adapter; some more where adapters may come later
-            max_loras=max(len(adapters), 4 if roots else 1),
+            max_loras=max(len(adapters), 4 if roots or catalog else 1),
         )
     if dry_run:
         print_fields("vllm serve", {"arguments": shlex.join(arguments)})
@@ -80,7 +97,7 @@ def _named(values: list[str]) -> dict[str, Path]:
     return adapters
 
 
-def _report(base: str, adapters: dict[str, Path], roots: list[Path]) -> None:
+def _report(base: str, adapters: dict[str, Path], roots: list[Path], catalog: str | None) -> None:
     """Check every adapter against the base before the engine starts, and say what will be served."""
     from npu_weave.adapters import base_fingerprint, open_adapter, open_checkpoint
 
@@ -99,4 +116,5 @@ def _report(base: str, adapters: dict[str, Path], roots: list[Path]) -> None:
     else:
         lines = {name: str(path) for name, path in adapters.items()} | {"base": base}
     lines["run-time loading"] = f"below {', '.join(map(str, roots))}" if roots else "off (--adapter-root DIR allows it)"
+    lines["catalogue"] = catalog or "none (--catalog finds adapters by name when requests name them)"
     print_fields("npu-weave serve", lines)

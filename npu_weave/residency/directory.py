@@ -120,6 +120,16 @@ class AdapterDirectory:
         with self._lock:
             return self._revisions.get(revision_id)
 
+    def in_service(self) -> list[Revision]:
+        """What the public ids stand for."""
+        with self._lock:
+            return list(self._current.values())
+
+    def revisions(self) -> list[Revision]:
+        """All that are not forgotten: in service, on their way into it, and retired with requests."""
+        with self._lock:
+            return list(self._revisions.values())
+
     def public_ids(self) -> set[int]:
         """Ids in service."""
         with self._lock:

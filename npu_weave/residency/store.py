@@ -40,6 +40,7 @@ class AdapterStore:
         cache: host copies that no revision uses. Without a limit in bytes it takes what `staged` leaves of
             `host_limit` adapters.
         last_used: int64 ``[slots + 1]``, the step that used each slot last; what eviction goes by.
+        evictions: adapters that left a slot for another since the start.
     """
 
     def __init__(self, bank: ExpertBank, cache: HostCache | None = None, *, host_limit: int = 0) -> None:
@@ -51,6 +52,7 @@ class AdapterStore:
         self._pinned: set[int] = set()
         self._preparing: _Preparing | None = None
         self._step = 0
+        self.evictions = 0
         self.last_used: npt.NDArray[np.int64] = np.zeros(bank.slots + 1, dtype=np.int64)
 
     def slot_of(self, revision: int) -> int | None:
@@ -61,6 +63,11 @@ class AdapterStore:
     def resident(self) -> dict[int, int]:
         """Revisions on the device and their slots."""
         return dict(self._slot_of)
+
+    @property
+    def pinned(self) -> frozenset[int]:
+        """Revisions that are kept on the device."""
+        return frozenset(self._pinned)
 
     def stage(self, revision: int, adapter: PackedAdapter) -> None:
         """Admit `adapter` as `revision`, and install it at once when a slot is free.
@@ -248,6 +255,7 @@ class AdapterStore:
         wanted = set(needed)
         idle = [revision for revision in self._slot_of if revision not in wanted]
         if idle:
+            self.evictions += 1
             # a step's needs come before pins: it must not fail
             return self._evict(min(idle, key=lambda each: (each in self._pinned, self.last_used[self._slot_of[each]])))
         raise CapacityError(

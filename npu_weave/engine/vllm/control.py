@@ -16,7 +16,9 @@ from npu_weave.adapters.geometry import MoEGeometry
 from npu_weave.config import WeaveConfig
 from npu_weave.engine.vllm import worker_calls
 from npu_weave.engine.vllm.loads import AdapterLoads, Load
+from npu_weave.engine.vllm.quota import AdapterQuota
 from npu_weave.engine.vllm.static_adapters import StaticAdapters
+from npu_weave.engine.vllm.status import ServiceRecord, make_status
 from npu_weave.engine.vllm.workers import WorkerGroup, is_failure
 from npu_weave.errors import IntegrityError, WeaveError
 from npu_weave.residency.directory import AdapterDirectory, Revision
@@ -68,12 +70,16 @@ class AdapterControl:
         geometry = MoEGeometry.from_config(vllm_config.model_config.hf_config.to_dict())
         self._workers = WorkerGroup(core.model_executor)
         self._directory = AdapterDirectory(lora_config.max_cpu_loras or lora_config.max_loras)
+        self._slots: int = lora_config.max_loras
+        self._record = ServiceRecord(self._directory)
+        self._record.watch(core.scheduler)
+        self._quota = AdapterQuota(config.max_requests_per_adapter, self._names_of_requests)
         shared = vllm_config.parallel_config.data_parallel_size > 1
         self._static = StaticAdapters(lora_config.max_loras) if shared else None
         self._loads = AdapterLoads(
             self._workers,
             self._directory,
-            AdapterOpener(geometry, Path(vllm_config.model_config.model), config.allowed_roots),
+            AdapterOpener(geometry, Path(vllm_config.model_config.model), config.roots),
             background_threads("npu-weave-open"),
             make_room=self._make_room,
             ended=self._load_ended,
@@ -120,6 +126,7 @@ class AdapterControl:
         revision = self._directory.retire(public_id)
         if revision is None:
             return cancelled
+        self._record.retired(revision)
         in_use = sum(adapter == revision.id for adapter in self._adapters_of_requests())
         logger.info("adapter %r taken out of service; %d requests still use it", revision.name, in_use)
         self.collect()
@@ -162,19 +169,28 @@ class AdapterControl:
 
     def load_report(self) -> dict[str, Any]:
         """Loads since the start and under way, requests that wait for them, and each worker's host cache."""
-        return {
-            **self._loads.counts,
-            "under_way": len(self._loads),
-            "requests_held": self._loads.held,
-            "host_cache": self._reports(worker_calls.host_cache),
-        }
+        return {**self._loads.report(), "host_cache": self._reports(worker_calls.host_cache)}
 
-    def submit(self, request: EngineCoreRequest | Request, enter: Callable[[Any], None]) -> None:
+    def status(self) -> dict[str, Any]:
+        """A snapshot for metrics, see `make_status`."""
+        return make_status(
+            self._directory,
+            self._record,
+            slots=self._slots,
+            in_flight=self._adapters_of_requests(),
+            loads={**self._loads.report(), "requests_queued": len(self._quota)},
+            workers=self._reports(worker_calls.status),
+        )
+
+    def submit(
+        self, request: EngineCoreRequest | Request, enter: Callable[[Any], None], *, waited: bool = False
+    ) -> None:
         """Let a request into the scheduler, now or when its adapter is staged; refuse it if that cannot be.
 
         Args:
             request: as `admit` left it: a request of the scheduler, or one whose adapter was not known then.
             enter: puts a request of the scheduler into it.
+            waited: its adapter has room for one more, as it has waited for that.
         """
         try:
             ready = self._admitted(request)
@@ -183,6 +199,10 @@ class AdapterControl:
             self._give_up(request, error)
             return
         if load is None:
+            name = ready.lora_request.lora_name if ready.lora_request else None
+            if name is not None and not waited and not self._quota.admits(name):
+                self._quota.hold(name, ready, enter)
+                return
             self._begin_service()
             try:
                 enter(ready)
@@ -198,9 +218,10 @@ class AdapterControl:
         self._directory.release(request_id)
 
     def abort(self, request_ids: list[str]) -> None:
-        """Requests that wait for a load are dropped."""
-        for request_id in request_ids if len(self._loads) else ():
+        """Requests that wait, for a load or for others of their adapter, are dropped."""
+        for request_id in request_ids if self.busy else ():
             self._loads.withdraw(request_id)
+            self._quota.withdraw(request_id)
             self._directory.release(request_id)
 
     def collect(self) -> None:
@@ -212,16 +233,23 @@ class AdapterControl:
             if not self._loads.loading(revision):
                 self._drop(revision)
                 self._directory.forget(revision)
+                self._record.dropped(revision)
                 logger.info("adapter %r (revision %d) dropped, its memory is free", revision.name, revision.id)
         for revision in self._directory.surplus(in_flight):
             self._drop(revision)
 
     def poll(self) -> None:
-        """Move loads on. Called after every step, and by an engine that has only loads to wait for."""
-        if not len(self._loads):
+        """Move loads on, and requests that waited for others of their adapter.
+
+        Called after every step, and by an engine that has only these to wait for.
+        """
+        if not self.busy:
             return
-        self._loads.poll(may_wait=not self._core.batch_queue)
-        if len(self._loads) and not self._core.scheduler.has_requests():
+        for request, enter in self._quota.release():
+            self._let_in(_Held(request, enter), waited=True)
+        if len(self._loads):
+            self._loads.poll(may_wait=not self._core.batch_queue)
+        if self.busy and not self._core.scheduler.has_requests():
             time.sleep(IDLE_SECONDS)
 
     def step_without_requests(self) -> None:
@@ -238,8 +266,8 @@ class AdapterControl:
 
     @property
     def busy(self) -> bool:
-        """Whether loads are under way, so that the engine's loop must not go to sleep."""
-        return len(self._loads) > 0
+        """Whether loads are under way, or requests wait, so that the engine's loop must not go to sleep."""
+        return len(self._loads) > 0 or len(self._quota) > 0
 
     def abandon(self) -> None:
         """Give up all loads and the requests that wait for them: the engine stops."""
@@ -301,7 +329,10 @@ class AdapterControl:
         """Put the revision into service, or forget it; then let in, or refuse, who waited."""
         revision = load.revision
         if error is None and revision is not None and revision.opening:
+            previous = self._directory.current(revision.public_id)
             self._directory.publish(revision)
+            if previous is not None:
+                self._record.retired(previous)
         elif error is not None and revision is not None and (revision.opening or load.restages):
             self._directory.forget(revision)
         for held in load.held.values():
@@ -311,9 +342,9 @@ class AdapterControl:
                 self._give_up(held.request, error)
         self.collect()
 
-    def _let_in(self, held: _Held) -> None:
+    def _let_in(self, held: _Held, *, waited: bool = False) -> None:
         try:
-            self.submit(held.request, held.enter)
+            self.submit(held.request, held.enter, waited=waited)
         except Exception as error:  # a fault of this request, which nobody else should pay for
             logger.exception("request %s could not be scheduled after its adapter was loaded", held.request.request_id)
             self._give_up(held.request, error)
@@ -346,12 +377,16 @@ class AdapterControl:
             self._workers.run(worker_calls.drop, revision.id)
             self._directory.mark_staged(revision, False)
 
-    def _reports(self, call: Callable[..., Any]) -> list[dict[str, int]]:
+    def _reports(self, call: Callable[..., Any]) -> list[dict[str, Any]]:
         reports = self._workers.reports(call)
         for report in reports:
             if is_failure(report):
                 raise WeaveError.from_dict(report)
         return reports
+
+    def _names_of_requests(self) -> list[str]:
+        requests: list[Request] = list(self._core.scheduler.requests.values())
+        return [request.lora_request.lora_name for request in requests if request.lora_request]
 
     def _adapters_of_requests(self) -> list[int]:
         """The revision of every request the scheduler has, base-model requests left out."""

@@ -132,17 +132,26 @@ def control_adapters(module: ModuleType) -> None:
         _replace(module.EngineCoreProc, name, functools.partial(_controlled, action))
     core.npu_weave_memory = _memory
     core.npu_weave_loads = _loads
+    core.npu_weave_status = _status
     for name in versions.assumed().whole_weight_operations:
         _replace(core, name, _refused_under_control)
 
 
 def serve_errors(module: ModuleType) -> None:
     """The HTTP side: errors with a fitting status, and unload that unloads."""
-    from npu_weave.engine.vllm import server
+    from npu_weave.engine.vllm import metrics, server
 
     models = module.OpenAIServingModels
+    _replace(models, "init_static_loras", metrics.wrap_start)
     _replace(models, "load_lora_adapter", server.wrap_load)
     _replace(models, "unload_lora_adapter", server.wrap_unload)
+
+
+def check_catalog(module: ModuleType) -> None:
+    """Requests find adapters of the catalogue."""
+    from npu_weave.engine.vllm import catalog_service
+
+    _replace(getattr(module, versions.assumed().request_checks[1]), "_check_model", catalog_service.wrap_check)
 
 
 def _controlled(action: Callable[..., Any], original: _Method) -> _Method:
@@ -183,6 +192,12 @@ def _loads(core: Any) -> dict[str, Any]:
     """Utility ``npu_weave_loads``: see `AdapterControl.load_report`; empty without our key."""
     control = control_of(core)
     return {} if control is None else control.load_report()
+
+
+def _status(core: Any) -> dict[str, Any] | None:
+    """Utility ``npu_weave_status``: see `AdapterControl.status`; None without our key."""
+    control = control_of(core)
+    return None if control is None else control.status()
 
 
 def _preprocess(control: Any, core: Any, original: _Method, request: Any) -> Any:

@@ -15,6 +15,7 @@ from vllm.logger import init_logger
 from npu_weave.engine.vllm import worker_calls
 from npu_weave.engine.vllm.workers import WorkerGroup, is_failure
 from npu_weave.errors import IntegrityError, WeaveError
+from npu_weave.observability.histogram import Histogram
 from npu_weave.residency.directory import AdapterDirectory, Revision
 from npu_weave.residency.load_opener import AdapterOpener, Opened
 from npu_weave.residency.load_reader import load_cancelled
@@ -63,6 +64,7 @@ class Load:
     done: Future[bool] = field(default_factory=Future)
     held: dict[str, Any] = field(default_factory=dict)
     restages: bool = False
+    begun: float = field(default_factory=time.monotonic)
 
 
 class AdapterLoads:
@@ -103,6 +105,8 @@ class AdapterLoads:
         self._asked: Future[list[Any]] | None = None
         self._ask_at = 0.0
         self.counts: Counter[str] = Counter(begun=0, succeeded=0, failed=0)
+        self._failures: Counter[str] = Counter()
+        self._seconds = Histogram()
 
     def __len__(self) -> int:
         return len(self._loads)
@@ -116,6 +120,17 @@ class AdapterLoads:
     def held(self) -> int:
         """Requests that wait for a load."""
         return sum(len(load.held) for load in self._loads)
+
+    def report(self) -> dict[str, Any]:
+        """Plain values: loads begun, succeeded and failed, failures by code, seconds of those that succeeded, loads
+        under way and requests that wait for them."""
+        return {
+            **self.counts,
+            "failures": dict(self._failures),
+            "seconds": self._seconds.report(),
+            "under_way": len(self),
+            "requests_held": self.held,
+        }
 
     def withdraw(self, request_id: str) -> None:
         """A request waits no longer. Its load goes on: it was asked for."""
@@ -311,7 +326,12 @@ class AdapterLoads:
             except WeaveError as second:
                 logger.error("adapter %r could not be dropped after a failed load: %s", load.name, second)
                 error = second
-        self.counts["failed" if error else "succeeded"] += 1
+        if error is None:
+            self.counts["succeeded"] += 1
+            self._seconds.observe(time.monotonic() - load.begun)
+        else:
+            self.counts["failed"] += 1
+            self._failures[error.code] += 1
         self._ended(load, error)
         if load.done.cancelled():
             return

@@ -77,7 +77,7 @@ class WeaveAdapterManager:
         reader = AdapterReader(
             self.geometry,
             {port.index: port for port in ports},
-            allowed_roots=self._config.allowed_roots,
+            allowed_roots=self._config.roots,
             placement=placement,
         )
         self.loader = AdapterLoader(
@@ -163,6 +163,20 @@ class WeaveAdapterManager:
         """What the host cache keeps, and how many adapters were read from files since the start."""
         cache = self.store.cache
         return {"adapters": len(cache), "bytes": cache.nbytes, "disk_reads": self.loader.disk_reads}
+
+    def status(self) -> dict[str, Any]:
+        """Which revisions are in slots, and counts; costs no look at rows."""
+        store, pool = self.store, self.store.bank.pool
+        return {
+            "device": sorted(store.resident),
+            "pinned": sorted(store.pinned),
+            "pages": pool.in_use,
+            "mapped_bytes": pool.in_use * pool.page_bytes,
+            "evictions": store.evictions,
+            "host_cache_adapters": len(store.cache),
+            "host_cache_bytes": store.cache.nbytes,
+            "disk_reads": self.loader.disk_reads,
+        }
 
     # --- called by the model runner ---
 

@@ -60,10 +60,18 @@ PATCHES: tuple[Patch, ...] = (
     ),
     Patch(
         "vllm.entrypoints.openai.models.serving",
-        "OpenAIServingModels: load_lora_adapter, unload_lora_adapter",
-        "unloading forgets the name but keeps the weights; a bad adapter is the client's error, not a 500",
-        "unload_lora_adapter calls remove_lora, and errors carry a status",
+        "OpenAIServingModels: load_lora_adapter, unload_lora_adapter, init_static_loras",
+        "unloading forgets the name but keeps the weights; a bad adapter is the client's error, not a 500; metrics of "
+        "adapters begin when a server has started",
+        "unload_lora_adapter calls remove_lora, errors carry a status, and a plugin may add metrics",
         hooks.serve_errors,
+    ),
+    Patch(
+        versions.assumed().request_checks[0],
+        f"{versions.assumed().request_checks[1]}._check_model",
+        "resolvers of adapters are asked only where clients may also load and unload, and what fails is a 404",
+        "resolvers have a switch of their own, and errors carry a status",
+        hooks.check_catalog,
     ),
 )
 

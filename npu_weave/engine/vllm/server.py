@@ -24,6 +24,10 @@ _STATUS_BY_CODE = {
     "DATA_PARALLEL_STATIC": HTTPStatus.CONFLICT,
     "SLOTS_PINNED": HTTPStatus.CONFLICT,
     "PLAN_BASE_TOO_LARGE": HTTPStatus.CONFLICT,
+    "CATALOG_CACHE_FULL": HTTPStatus.CONFLICT,
+    "CATALOG_BUSY": HTTPStatus.SERVICE_UNAVAILABLE,
+    "CATALOG_UNREACHABLE": HTTPStatus.SERVICE_UNAVAILABLE,
+    "CATALOG_DOWNLOAD_FAILED": HTTPStatus.SERVICE_UNAVAILABLE,
 }
 _CLIENT_ERRORS = ("ADAPTER_", "EXPERT_CONFIG_", "FILE_", "JSON_")
 """How the codes of all other errors begin that an adapter's own files, name or path cause."""
@@ -64,14 +68,17 @@ def wrap_load(original: Callable[..., Any]) -> Callable[..., Any]:
 async def _load(original: Callable[..., Any], models: Any, request: Any, base_model_name: str | None) -> Any:
     response = await original(models, request, base_model_name)
     error = getattr(response, "error", None)
-    status = status_of(error.message) if error is not None else None
-    if error is None or status is None:
-        return response
+    return response if error is None or status_of(error.message) is None else error_response(error.message)
+
+
+def error_response(error: object) -> Any:
+    """vLLM's error response for an error of ours, or for a message that carries one."""
+    message = str(error)
+    status, start = status_of(message), _CODE.search(message)
+    assert status is not None and start is not None, "an error of ours"
     create_error_response = importlib.import_module(versions.assumed().error_responses).create_error_response
     kind = "".join(word.capitalize() for word in status.phrase.removesuffix("Error").split()) + "Error"
-    start = _CODE.search(error.message)
-    message = error.message[start.start() :] if start else error.message
-    return create_error_response(message=message, err_type=kind, status_code=status)
+    return create_error_response(message=message[start.start() :], err_type=kind, status_code=status)
 
 
 def wrap_unload(original: Callable[..., Any]) -> Callable[..., Any]:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from npu_weave.adapters.catalog import open_catalog
 from npu_weave.adapters.geometry import SUPPORTED_MODEL_TYPES, MoEGeometry
 from npu_weave.config import WeaveConfig
 from npu_weave.engine.vllm import versions
@@ -176,6 +177,7 @@ def check_settings(vllm_config: Any, config: WeaveConfig) -> None:
     Raises:
         UnsupportedError: SETTING_UNSUPPORTED, for the first setting of `refusals` that applies, or
             ROOTS_MISSING when adapters may be loaded over HTTP from anywhere.
+        ConfigError: CATALOG_INVALID.
         UnsupportedError, CheckpointError: the model has no experts that could be served, see `MoEGeometry.from_config`.
     """
     for refusal in refusals(vllm_config.device_config.device_type):
@@ -188,7 +190,7 @@ def check_settings(vllm_config: Any, config: WeaveConfig) -> None:
                 remedy=refusal.remedy,
             )
     MoEGeometry.from_config(vllm_config.model_config.hf_config.to_dict())
-    if runtime_loading() and config.allowed_roots is None:
+    if runtime_loading() and config.roots is None:
         raise UnsupportedError(
             "ROOTS_MISSING",
             "npu_weave.allowed_roots",
@@ -196,6 +198,8 @@ def check_settings(vllm_config: Any, config: WeaveConfig) -> None:
             got="none",
             remedy="set allowed_roots, or start with npu-weave serve --adapter-root DIR",
         )
+    if config.catalog is not None:
+        open_catalog(config.catalog, cache=config.catalog_cache, cache_bytes=config.catalog_cache_size)
 
 
 def runtime_loading() -> bool:

@@ -18,6 +18,7 @@ class VllmVersion:
         whole_weight_operations: methods of EngineCore that read or write whole parameters.
         reloads_weights: whether its model runner can take new base weights (``reset_lora_state``).
         error_responses: the module of ``create_error_response``.
+        request_checks: the module and the class whose ``_check_model`` every request goes through.
     """
 
     versions: str
@@ -25,11 +26,14 @@ class VllmVersion:
     whole_weight_operations: tuple[str, ...]
     reloads_weights: bool
     error_responses: str
+    request_checks: tuple[str, str]
 
     def includes(self, version: str) -> bool:
         """Whether `version` is one of them; the local part ("+cpu") does not matter."""
         return Version(version) in SpecifierSet(self.versions, prereleases=True)
 
+
+_REQUEST_CHECKS = ("vllm.entrypoints.serve.engine.serving", "BaseServing")
 
 _ASCEND = VllmVersion(
     versions=">=0.23,<0.24",
@@ -37,18 +41,20 @@ _ASCEND = VllmVersion(
     whole_weight_operations=("save_sharded_state",),
     reloads_weights=False,
     error_responses="vllm.entrypoints.serve.utils.error_response",
+    request_checks=("vllm.entrypoints.openai.engine.serving", "OpenAIServing"),
 )
 
 SUPPORTED = (
     _ASCEND,
     # vllm-ascend 0.26.0rc1 is made for it
-    VllmVersion(**{**vars(_ASCEND), "versions": ">=0.26,<0.27"}),
+    VllmVersion(**{**vars(_ASCEND), "versions": ">=0.26,<0.27", "request_checks": _REQUEST_CHECKS}),
     VllmVersion(
         versions=">=0.32,<0.33",
         devices=("cpu",),
         whole_weight_operations=("save_sharded_state", "compute_weight_checksums"),
         reloads_weights=True,
         error_responses="vllm.entrypoints.serve",
+        request_checks=_REQUEST_CHECKS,
     ),
 )
 

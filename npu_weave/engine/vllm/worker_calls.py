@@ -90,5 +90,12 @@ def host_cache(manager: Any) -> dict[str, int]:
     return report
 
 
+@_failures_as_values
+def status(manager: Any) -> dict[str, Any]:
+    """`WeaveAdapterManager.status`."""
+    report: dict[str, Any] = manager.status()
+    return report
+
+
 def _manager(worker: Any) -> Any:
     return worker.model_runner.lora_manager

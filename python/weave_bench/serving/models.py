@@ -41,11 +41,14 @@ class Adapter(Asked):
     experts: int
 
 
-def make_adapters(models: Path, count: int, scratch: Path) -> list[Adapter]:
+def make_adapters(models: Path, count: int, scratch: Path, *, noise: float = _NOISE) -> list[Adapter]:
     """`count` adapters with contents of their own: first those that ship, then changed copies of them below `scratch`.
 
     A copy tunes the same experts as its original, to other values: so it shares no row with it, and prompts of the
     domain reach its experts as often.
+
+    Args:
+        noise: size of the change, relative to each matrix's own spread.
     """
     shipped = sorted((models / "adapters").iterdir())
     made = []
@@ -53,7 +56,7 @@ def make_adapters(models: Path, count: int, scratch: Path) -> list[Adapter]:
         source = shipped[index % len(shipped)]
         turn = index // len(shipped) + 1
         name = source.name if turn == 1 else f"{source.name}-{turn}"
-        path = source if turn == 1 else _changed(source, scratch / "adapters" / name, index)
+        path = source if turn == 1 else _changed(source, scratch / "adapters" / name, index, noise)
         made.append(Adapter(name, source.name, path, _tuned(path)))
     return made
 
@@ -87,12 +90,12 @@ def merge(base: Path, adapter: Adapter, scratch: Path) -> Path:
     return out
 
 
-def _changed(source: Path, out: Path, seed: int) -> Path:
+def _changed(source: Path, out: Path, seed: int, size: float) -> Path:
     out.mkdir(parents=True)
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, tensor in sorted(adapter_tensors(source).items()):
-        noise = torch.randn(tensor.shape, generator=generator) * tensor.float().std() * _NOISE
+        noise = torch.randn(tensor.shape, generator=generator) * tensor.float().std() * size
         tensors[name] = (tensor.float() + noise).bfloat16()
     save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
     shutil.copy(source / "expert_cfg.json", out / "expert_cfg.json")
