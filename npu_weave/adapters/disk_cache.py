@@ -21,7 +21,7 @@ class DiskCache:
     """``ROOT/adapters/NAME/REVISION``, each a directory that was complete when it got that name.
 
     What is on its way lies in ``ROOT/incoming`` and survives a crash, so that a download can go on. Safe to use from
-    several threads and processes.
+    several threads and processes; a process does not know what others have in use, so each server has its own.
 
     Args:
         root: made if it is missing.
@@ -64,12 +64,15 @@ class DiskCache:
                 if other != incoming:  # of a revision that is no longer the one
                     shutil.rmtree(other)
             incoming.mkdir(parents=True, exist_ok=True)
-            with FileLock(self.root / "room.lock"):
+            room = FileLock(self.root / "room.lock")
+            with room:  # nobody is to wait for what will not fit
                 self._make_room(name, nbytes)
             download(incoming)
             path = self._complete / name / revision
-            path.parent.mkdir(exist_ok=True)
-            os.replace(incoming, path)
+            with room:  # others may have come meanwhile
+                self._make_room(name, nbytes)
+                path.parent.mkdir(exist_ok=True)
+                os.replace(incoming, path)
             return path
 
     def _make_room(self, name: str, nbytes: int) -> None:

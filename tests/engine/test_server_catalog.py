@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from fixtures.plain_vllm import PROMPTS
+from fixtures.served_family import family, truth
 from fixtures.server import (
     BASE,
     PAGE,
@@ -19,24 +20,13 @@ from fixtures.server import (
     crowd,
     eventually,
     running_server,
-    truth_of,
 )
 from fixtures.tiny_models import TinyFamily
 
 from npu_weave.cli.status import read_status
 
 pytestmark = pytest.mark.engine
-
-
-@pytest.fixture(scope="module")
-def family(families: Any) -> TinyFamily:
-    made: TinyFamily = families("qwen3_moe")
-    return made
-
-
-@pytest.fixture(scope="module")
-def truth(family: TinyFamily, plain: Any) -> Truth:
-    return truth_of({BASE: family.base, "a0": family.merged[0], "a1": family.merged[1], "a2": family.merged[2]}, plain)
+__all__ = ["family", "truth"]
 
 
 @pytest.fixture(scope="module")

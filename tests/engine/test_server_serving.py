@@ -13,24 +13,15 @@ from typing import Any
 
 import pytest
 from fixtures.plain_vllm import PROMPTS, Answer
-from fixtures.server import BASE, ENDLESS, Server, Truth, completion, crowd, eventually, running_server, truth_of
+from fixtures.served_family import family, truth
+from fixtures.server import BASE, ENDLESS, Server, Truth, completion, crowd, eventually, running_server
 from fixtures.tiny_models import TinyFamily
 
 pytestmark = pytest.mark.engine
+__all__ = ["family", "truth"]
 
 MANY = 960
 """Tokens of a request that runs on while the test does something, and is read to its end."""
-
-
-@pytest.fixture(scope="module")
-def family(families: Any) -> TinyFamily:
-    made: TinyFamily = families("qwen3_moe")
-    return made
-
-
-@pytest.fixture(scope="module")
-def truth(family: TinyFamily, plain: Any) -> Truth:
-    return truth_of({BASE: family.base, "a0": family.merged[0], "a1": family.merged[1], "a2": family.merged[2]}, plain)
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 from npu_weave.adapters.catalog import open_catalog
 from npu_weave.adapters.disk_cache import DiskCache
 from npu_weave.adapters.remote_catalog import RemoteCatalog
-from npu_weave.errors import AdapterError, CapacityError, ConfigError
+from npu_weave.errors import AdapterError, CapacityError, ConfigError, WeaveError
 
 FILES = {"expert_cfg.json": b"{}", "model.safetensors": b"weights" * 100, "README.md": b"no part of it"}
 OWN = {name: content for name, content in FILES.items() if name != "README.md"}
@@ -54,10 +54,11 @@ def complete(root: Path) -> list[str]:
     return sorted(str(path.relative_to(root / "adapters")) for path in (root / "adapters").glob("*/*"))
 
 
-def refused(action: Callable[[], object], kind: type[Exception], code: str) -> None:
+def code_of(kind: type[WeaveError], action: Callable[[], object]) -> str:
+    """The code of the error that an action must raise."""
     with pytest.raises(kind) as caught:
         action()
-    assert getattr(caught.value, "code", None) == code
+    return caught.value.code
 
 
 def test_a_directory_is_a_catalogue_of_its_directories(tmp_path: Path) -> None:
@@ -75,14 +76,14 @@ def test_nothing_outside_of_a_directory_is_found(tmp_path: Path) -> None:
     (tmp_path / "secret").mkdir()
     (tmp_path / "all" / "out").symlink_to(tmp_path / "secret")
     found = catalogue(str(tmp_path / "all"), tmp_path)
-    refused(lambda: found.find("out"), AdapterError, "ADAPTER_PATH_OUTSIDE")
+    assert code_of(AdapterError, lambda: found.find("out")) == "ADAPTER_PATH_OUTSIDE"
     for name in ("..", "../secret", "/etc", "a/b", ".", "", "file:x", "http://x"):
-        refused(lambda name=name: found.find(name), AdapterError, "ADAPTER_NAME_INVALID")
+        assert code_of(AdapterError, lambda name=name: found.find(name)) == "ADAPTER_NAME_INVALID"
 
 
 def test_what_is_no_place_is_refused_at_start(tmp_path: Path) -> None:
-    refused(lambda: catalogue(str(tmp_path / "none"), tmp_path), ConfigError, "CATALOG_INVALID")
-    refused(lambda: catalogue("nonsense://x", tmp_path), ConfigError, "CATALOG_INVALID")
+    assert code_of(ConfigError, lambda: catalogue(str(tmp_path / "none"), tmp_path)) == "CATALOG_INVALID"
+    assert code_of(ConfigError, lambda: catalogue("nonsense://x", tmp_path)) == "CATALOG_INVALID"
 
 
 def test_a_remote_adapter_comes_whole_and_once(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +171,7 @@ def broken(place: str, tmp_path: Path) -> Iterator[Any]:
 def test_a_download_that_is_cut_goes_on_where_it_ended(broken: Any, tmp_path: Path) -> None:
     Broken.after = 300
     for _ in range(2):
-        refused(lambda: broken.find("math"), AdapterError, "CATALOG_DOWNLOAD_FAILED")
+        assert code_of(AdapterError, lambda: broken.find("math")) == "CATALOG_DOWNLOAD_FAILED"
         assert complete(tmp_path) == [], "nothing half-written is ever found"
     assert contents(broken.find("math")) == OWN
     assert [at for at in Broken.begun_at if at] == [300, 600]
@@ -184,14 +185,14 @@ def test_a_file_that_is_shorter_than_it_was_said_to_be_is_no_adapter(broken: Any
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(MemoryFileSystem, "ls", longer)
-        refused(lambda: broken.find("math"), AdapterError, "CATALOG_DOWNLOAD_FAILED")
+        assert code_of(AdapterError, lambda: broken.find("math")) == "CATALOG_DOWNLOAD_FAILED"
     assert complete(tmp_path) == []
     assert contents(broken.find("math")) == OWN
 
 
 def test_a_place_that_does_not_answer(broken: Any) -> None:
     Broken.listing = PermissionError("no credentials")
-    refused(lambda: broken.find("math"), AdapterError, "CATALOG_UNREACHABLE")
+    assert code_of(AdapterError, lambda: broken.find("math")) == "CATALOG_UNREACHABLE"
 
 
 def test_many_who_ask_make_one_download(place: str, tmp_path: Path) -> None:
@@ -220,13 +221,28 @@ def test_the_least_recently_used_leave_a_full_cache(place: str, tmp_path: Path) 
     found.find("c")
     assert [each.split("/")[0] for each in complete(tmp_path)] == ["a", "c"]
     used[:] = [path for name in ("a", "c") if (path := found.find(name)) is not None]
-    refused(lambda: found.find("b"), CapacityError, "CATALOG_CACHE_FULL")
+    assert code_of(CapacityError, lambda: found.find("b")) == "CATALOG_CACHE_FULL"
     assert [each.split("/")[0] for each in complete(tmp_path)] == ["a", "c"], "what is in use stays"
+
+
+def test_downloads_side_by_side_leave_the_cache_within_its_limit(tmp_path: Path) -> None:
+    both = threading.Barrier(2)
+
+    def download(into: Path) -> None:
+        both.wait(10)  # each has been promised room
+        (into / "file").write_bytes(b"x" * 60)
+
+    cache = DiskCache(tmp_path, 100)
+    with ThreadPoolExecutor(2) as pool:
+        paths = list(pool.map(lambda name: cache.fill(name, "r", 60, download), ("a", "b")))
+    assert sum(path.exists() for path in paths) == 1 and len(complete(tmp_path)) == 1
 
 
 def test_an_adapter_larger_than_the_cache(place: str, tmp_path: Path) -> None:
     publish(place, "math")
-    refused(lambda: catalogue(place, tmp_path, limit=SIZE - 1).find("math"), CapacityError, "CATALOG_CACHE_FULL")
+    assert (
+        code_of(CapacityError, lambda: catalogue(place, tmp_path, limit=SIZE - 1).find("math")) == "CATALOG_CACHE_FULL"
+    )
     assert complete(tmp_path) == []
 
 

@@ -185,6 +185,29 @@ def test_a_stopping_engine_gives_everything_up(core: Core, disk: Disk) -> None:
     assert core.staged() == [set(), set()]
 
 
+def test_requests_beyond_an_adapters_limit_wait_and_a_stopping_engine_gives_them_up(disk: Disk, tmp_path: Path) -> None:
+    core = Core(tmp_path / "no checkpoint here", SLOTS, HOST, each=1)
+    try:
+        for number in (1, 2):
+            begin(core, lora(disk, number))
+        core.settle()
+        for name, number in (("a", 1), ("b", 1), ("c", 1), ("other", 2)):
+            core.request(name, lora(disk, number))
+        assert set(core.scheduler.requests) == {"a", "other"} and core.control.busy
+        core.control.abort(["b"])
+        core.finish("a")
+        core.control.poll()
+        assert set(core.scheduler.requests) == {"c", "other"} and not core.control.busy
+        core.request("late", lora(disk, 1))
+        core.control.abandon()
+        assert not core.control.busy and set(core.refused) == {"late"}
+        assert "REQUEST_CANCELLED" in str(core.refused["late"])
+    finally:
+        for name in list(core.scheduler.requests):
+            core.finish(name)
+        core.close()
+
+
 def test_the_last_of_two_loads_of_an_id_has_the_last_word(core: Core, disk: Disk) -> None:
     first, second = begin(core, lora(disk, 1, 7)), begin(core, lora(disk, 2, 7))
     core.request("for the first", lora(disk, 1, 7))

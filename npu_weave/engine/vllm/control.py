@@ -16,7 +16,7 @@ from npu_weave.adapters.geometry import MoEGeometry
 from npu_weave.config import WeaveConfig
 from npu_weave.engine.vllm import worker_calls
 from npu_weave.engine.vllm.loads import AdapterLoads, Load
-from npu_weave.engine.vllm.quota import AdapterQuota
+from npu_weave.engine.vllm.quota import AdapterQuota, request_cancelled
 from npu_weave.engine.vllm.static_adapters import StaticAdapters
 from npu_weave.engine.vllm.status import ServiceRecord, make_status
 from npu_weave.engine.vllm.workers import WorkerGroup, is_failure
@@ -270,8 +270,10 @@ class AdapterControl:
         return len(self._loads) > 0 or len(self._quota) > 0
 
     def abandon(self) -> None:
-        """Give up all loads and the requests that wait for them: the engine stops."""
+        """Give up all loads and the requests that wait: the engine stops."""
         self._loads.abandon()
+        for request in self._quota.drain():
+            self._give_up(request, request_cancelled(request.request_id))
 
     # --- called on the input thread ---
 

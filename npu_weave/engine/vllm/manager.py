@@ -166,16 +166,16 @@ class WeaveAdapterManager:
 
     def status(self) -> dict[str, Any]:
         """Which revisions are in slots, and counts; costs no look at rows."""
-        store, pool = self.store, self.store.bank.pool
+        store, pool, cache = self.store, self.store.bank.pool, self.host_cache()
         return {
             "device": sorted(store.resident),
             "pinned": sorted(store.pinned),
             "pages": pool.in_use,
             "mapped_bytes": pool.in_use * pool.page_bytes,
             "evictions": store.evictions,
-            "host_cache_adapters": len(store.cache),
-            "host_cache_bytes": store.cache.nbytes,
-            "disk_reads": self.loader.disk_reads,
+            "host_cache_adapters": cache["adapters"],
+            "host_cache_bytes": cache["bytes"],
+            "disk_reads": cache["disk_reads"],
         }
 
     # --- called by the model runner ---
@@ -199,7 +199,8 @@ class WeaveAdapterManager:
         if self.token_slots.fill(revisions, tokens, self._lookup, self.store.last_used, step):
             return
         self._activate(revisions)
-        self.token_slots.fill(revisions, tokens, self._lookup, self.store.last_used, step)
+        if not self.token_slots.fill(revisions, tokens, self._lookup, self.store.last_used, step):
+            raise _unknown(int(revisions.max()))  # never: all are in slots now, and a step with others' is not to be
 
     def set_active_adapters(self, adapter_requests: Collection[Any], mapping: Any) -> None:
         """As `set_step`, from vLLM's per-token mapping; dummy runs use the base model only."""

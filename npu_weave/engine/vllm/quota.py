@@ -6,6 +6,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from npu_weave.errors import WeaveError
+
 Enter = Callable[[Any], None]
 
 
@@ -53,8 +55,25 @@ class AdapterQuota:
             self._keep(name, waiting)
         return free
 
+    def drain(self) -> list[Any]:
+        """All requests that wait, which are forgotten."""
+        waiting = [request for each in self._waiting.values() for request, _ in each]
+        self._waiting.clear()
+        return waiting
+
     def _keep(self, name: str, waiting: deque[tuple[Any, Enter]]) -> None:
         if waiting:
             self._waiting[name] = waiting
         else:
             self._waiting.pop(name, None)
+
+
+def request_cancelled(request_id: str) -> WeaveError:
+    """The error of a request that waited for others of its adapter when the engine stopped."""
+    return WeaveError(
+        "REQUEST_CANCELLED",
+        f"request {request_id}",
+        expected="room for one more request of its adapter",
+        got="the engine stops",
+        remedy="ask again when it is back",
+    )
