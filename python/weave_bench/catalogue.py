@@ -27,7 +27,7 @@ COLUMNS = {
 }
 _SHOWS = (
     "Names are directories; nothing is listed, so a look-up is the file system's own search for one name, and memory "
-    "does not know how many there are. Names are looked up in an order of chance, each once, after the directory's "
+    "does not know how many there are. Names are looked up in an order of chance after the directory's "
     "making, so most of what the file system needs is in memory. A catalogue at a URL takes one listing of one place "
     "over the network instead."
 )

@@ -89,13 +89,13 @@ QUICK = Plan(
     horizon=4.0,
     merged_horizon=6.0,
     tiny_merged=False,
-    repeats=3,
-    lengths=(128, 512, 2048),
-    prefill_repeats=8,
+    repeats=2,
+    lengths=(128, 2048),
+    prefill_repeats=6,
     batches=(1, 8, 32),
     prompt=128,
     steps=48,
-    decode_repeats=3,
+    decode_repeats=2,
 )
 
 

@@ -13,7 +13,7 @@ from npu_weave.experts.expert_map import ExpertMap
 from weave_bench.layers.allocations import tensor_allocations
 from weave_bench.layers.batch import decode, make_step, prefill
 from weave_bench.layers.locks import locks_of, waits_for
-from weave_bench.layers.pairing import Way, microseconds, time_pair
+from weave_bench.layers.pairing import Way, microseconds, time_pair, time_round
 from weave_bench.layers.rows import distinct_rows
 from weave_bench.layers.traffic import EXPERTS, TOP_K, MadeUpTraffic, rows_needed, spread_layers
 from weave_bench.layers.weights import fill_experts
@@ -119,6 +119,16 @@ def test_a_pair_is_told_by_its_ways_whichever_goes_first(swap: bool) -> None:
     found = time_pair(way("a", 0.002), way("b", 0.003), swap=swap, between=lambda: clock.takes(100.0), clock=clock)
     assert found == pytest.approx((2.0, 3.0))
     assert order == (["b", "a"] if swap else ["a", "b"])
+
+
+def test_a_round_begins_where_it_is_told_and_goes_through_all() -> None:
+    clock, order = Clock(), []
+
+    def way(number: int) -> Way:
+        return Way(lambda: clock.takes(50.0), lambda: (order.append(number), clock.takes(number * 1e-3)))
+
+    found = time_round([way(1), way(2), way(3)], begin=1, between=lambda: clock.takes(100.0), clock=clock)
+    assert found == pytest.approx([1.0, 2.0, 3.0]) and order == [2, 3, 1]
 
 
 def test_microseconds_are_those_of_one_call() -> None:

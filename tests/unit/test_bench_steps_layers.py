@@ -12,6 +12,7 @@ from npu_weave.experts.routing import LayerRouting
 from npu_weave.experts.token_slots import TokenSlots
 from weave_bench.layers.bench import FULL, MEMORY_LEFT, QUICK, check_equal, layers_that_fit, memory_needed
 from weave_bench.layers.engine_layers import ROW_BYTES
+from weave_bench.layers.parity import compared
 from weave_bench.layers.separate import reroute_in_parts
 
 pytestmark = pytest.mark.engine
@@ -21,8 +22,9 @@ CPU = torch.device("cpu")
 
 
 def test_memory_is_that_of_all_rows() -> None:
-    """Two layers with 100 adapter rows each, two of base experts alone, and one padded."""
-    assert memory_needed(2, 100) == (2 * 164 + 2 * 64 + 164) * ROW_BYTES
+    """Two layers with 100 adapter rows each, two of base experts alone, and copies."""
+    assert memory_needed(2, 100) == (2 * 164 + 2 * 64 + 3 * 164) * ROW_BYTES, "three copies of a padded layer"
+    assert memory_needed(2, 0) == (2 * 64 + 3 * 2 * 64) * ROW_BYTES, "three of the layers as vLLM has them"
     assert ROW_BYTES == 3 * 2048 * 1408 * 2
 
 
@@ -62,3 +64,11 @@ def test_different_answers_are_not_timed() -> None:
     check_equal([one], [one.clone()], "same")
     with pytest.raises(RuntimeError, match="these: answers differ"):
         check_equal([one, one], [one, one + 1e-6], "these")
+
+
+def test_noise_is_what_copies_of_the_same_differ_by() -> None:
+    """Each round: npu-weave and three copies; the third lies in slow memory."""
+    row = compared({"step": "decode"}, [(10.0, 10.0, 10.0, 12.5), (20.0, 20.0, 20.0, 25.0)])
+    ratio, noise = row.values["ratio"], row.values["noise"]
+    assert (ratio.median, ratio.repeats) == (1.0, 6) and (noise.median, noise.repeats) == (1.0, 12)
+    assert (noise.low, noise.high) == pytest.approx((0.8, 1.25)), "a third each 0.8, 1 and 1.25"

@@ -16,6 +16,8 @@ from weave_bench.layers.pairing import ColdCaches, Way
 from weave_bench.layers.traffic import EXPERTS, Traffic, rows_needed
 
 ADAPTERS = 20
+COPIES = 3
+"""Of what npu-weave should equal, each in memory of its own: how much they differ is the noise."""
 MEMORY_LEFT = 3 << 30
 """Bytes that are left to everything else."""
 
@@ -90,8 +92,13 @@ def open_bench(traffic: Traffic, scale: Scale, layers: int) -> Iterator[Bench]:
 
 
 def memory_needed(layers: int, adapter_rows: int) -> int:
-    """Bytes for `layers` layers with all adapters, the same without npu-weave, and one layer padded."""
-    return ((layers + 1) * (EXPERTS + adapter_rows) + layers * EXPERTS) * ROW_BYTES
+    """Bytes for `layers` layers with all adapters and the same without npu-weave, with `COPIES` of something.
+
+    Of the layers without npu-weave, or of one layer padded.
+    """
+    woven, plain = layers * (EXPERTS + adapter_rows), layers * EXPERTS
+    copies = max(COPIES * plain, plain + COPIES * (EXPERTS + adapter_rows))
+    return (woven + copies) * ROW_BYTES
 
 
 def layers_that_fit(most: int, adapter_rows: int, available: int | None = None) -> int:

@@ -148,11 +148,9 @@ class WovenLayers(EngineLayers):
         digest = f"{tenant.name} of the benchmark"
         self.manager.store.cache.put(PackedAdapter(tenant.name, digest, self._packed(revision, tenant)))
         self.manager.begin_load(revision, tenant.name, "", digest, None)
+        self._reach(revision, "read")
         self.manager.commit_load(revision)
-        while (state := self.manager.load_states()[revision]).get("stage") == "copying":
-            time.sleep(0.01)
-        if state.get("stage") != "copied":
-            raise RuntimeError(f"adapter {tenant.name} could not be loaded: {state}")
+        self._reach(revision, "copied")
         self.manager.publish_load(revision)
 
     def set_step(self, revisions: npt.NDArray[np.int64], tokens: npt.NDArray[np.int32]) -> None:
@@ -163,6 +161,12 @@ class WovenLayers(EngineLayers):
         """The whole call that vLLM's model runner makes once a step."""
         set_active, batch = self._mixin.set_active_loras, _Requests(revisions)
         return lambda: set_active(batch, tokens)
+
+    def _reach(self, revision: int, stage: str) -> None:
+        while (state := self.manager.load_states()[revision]).get("stage") in ("reading", "copying"):
+            time.sleep(0.01)
+        if state.get("stage") != stage:
+            raise RuntimeError(f"revision {revision} could not be loaded: {state}")
 
     def _packed(self, revision: int, tenant: Tenant) -> dict[int, PackedLayer]:
         if self._spare is None:

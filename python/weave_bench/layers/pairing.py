@@ -1,10 +1,10 @@
-"""Two ways of doing one thing, timed in turn: ratios are taken within a pair."""
+"""Ways of doing one thing, timed in turn: ratios are taken within a round, most often a pair."""
 
 from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ Action = Callable[[], object]
 
 
 class Way(NamedTuple):
-    """One of the two: what is set up before it, not timed, and what is timed."""
+    """One of them: what is set up before it, not timed, and what is timed."""
 
     prepare: Action
     run: Action
@@ -46,28 +46,33 @@ def last_level_cache() -> int:
 def time_pair(
     first: Way, second: Way, *, swap: bool, between: Action, clock: Callable[[], float] = time.perf_counter
 ) -> tuple[float, float]:
-    """Time both ways, one right after the other.
+    """`time_round` of two ways; with `swap` the second goes first, to be changed from pair to pair."""
+    one, other = time_round((first, second), begin=int(swap), between=between, clock=clock)
+    return one, other
+
+
+def time_round(
+    ways: Sequence[Way], *, begin: int, between: Action, clock: Callable[[], float] = time.perf_counter
+) -> list[float]:
+    """Time all ways, one right after the other.
 
     Args:
-        swap: the second goes first; to be changed from pair to pair.
+        begin: which goes first, the others follow in turn; to be changed from round to round.
         between: done before each, not timed.
         clock: seconds.
 
     Returns:
-        Milliseconds of the first and of the second, whichever was timed first.
+        Milliseconds of each, in the order of `ways`.
     """
-
-    def timed(way: Way) -> float:
-        way.prepare()
+    taken = [0.0] * len(ways)
+    for turn in range(len(ways)):
+        number = (begin + turn) % len(ways)
+        ways[number].prepare()
         between()
         begun = clock()
-        way.run()
-        return (clock() - begun) * 1e3
-
-    if swap:
-        later = timed(second)
-        return timed(first), later
-    return timed(first), timed(second)
+        ways[number].run()
+        taken[number] = (clock() - begun) * 1e3
+    return taken
 
 
 def microseconds(action: Action, calls: int, clock: Callable[[], float] = time.perf_counter) -> float:
