@@ -47,6 +47,17 @@ class ExpertBank:
             prepared.abort()
             raise
 
+    def stock(self, adapter: PackedAdapter) -> int:
+        """Have pages made for `adapter`, as far as its size tells how many, so that `prepare` finds them. Any thread.
+
+        Returns:
+            How many, for `PagePool.unstock`.
+        """
+        weights = [weight for packed in adapter.layers.values() for weight in packed.weights.values()]
+        pages = sum(-(-weight.nbytes // self.pool.page_bytes) for weight in weights)
+        self.pool.stock(pages)
+        return pages
+
     def prepare(self, slot: int, adapter: PackedAdapter) -> PreparedInstall:
         """Lease the rows of `adapter` for `slot`, which must be empty. What is left of `install` can be done bit by
         bit, and the copying by another thread.

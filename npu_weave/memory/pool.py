@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 class PagePool:
     """Pages of one driver, which creates none but through its one pool. Thread-safe.
 
-    Pages beyond those preallocated are created when acquired and destroyed when released, so that their memory is the
-    system's again.
+    Pages beyond those preallocated are created when acquired, or shortly before (`stock`), and destroyed when released,
+    so that their memory is the system's again.
 
     Args:
         driver: where pages come from.
@@ -29,6 +29,7 @@ class PagePool:
         self.driver = driver
         self._limit = None if limit_bytes is None else limit_bytes // driver.granularity
         self._keep = 0
+        self._stocked = 0
         self._lock = threading.RLock()
         self._idle: list[int] = []  # a heap: the lowest first, see `Arena::commit` in csrc/vmm
         self._used: set[int] = set()
@@ -68,6 +69,23 @@ class PagePool:
             self._grow(pages - self.in_use, pages)
             self._keep = max(self._keep, pages)
 
+    def stock(self, pages: int) -> None:
+        """Has this many more idle pages made ready, so that `acquire` need not wait for the driver to make them.
+
+        For a thread that may wait: the pool is free for others between two pages. What cannot be made is left to
+        `acquire`, which then says why. `unstock` ends it.
+        """
+        with self._lock:
+            self._stocked += pages
+        while self._make_one():
+            pass
+
+    def unstock(self, pages: int) -> None:
+        """Ends a `stock` of this many pages; those that nobody took go back to the system."""
+        with self._lock:
+            self._stocked -= pages
+            self._destroy_surplus()
+
     def acquire(self, pages: int) -> list[int]:
         """Hands out this many unmapped pages, in ascending order of handle, all or nothing.
 
@@ -96,8 +114,7 @@ class PagePool:
                 raise IntegrityError("PAGE_NOT_IN_USE", "page pool", expected="pages of this pool in use", got=got)
             self._used.difference_update(back)
             self._idle += back
-            surplus = self.in_use + self.idle - self._keep
-            self._destroy(max(0, min(self.idle, surplus)))
+            self._destroy_surplus()
 
     def check_integrity(self) -> None:
         """Raises IntegrityError ``POOL_INCONSISTENT`` unless pages in use and idle are disjoint, within the limit, and
@@ -126,6 +143,22 @@ class PagePool:
             if error.code == "DRIVER_OUT_OF_MEMORY":
                 raise self._exhausted(asked, error.got) from error
             raise
+
+    def _make_one(self) -> bool:
+        """Makes an idle page if one is missing to what is stocked. Returns whether it did."""
+        with self._lock:
+            if self.idle >= min(self._stocked, self.available()):
+                return False
+            try:
+                heappush(self._idle, self.driver.create_page())
+            except DriverError as error:
+                logger.debug("no page is made ahead of its use: %s", error)
+                return False
+            return True
+
+    def _destroy_surplus(self) -> None:
+        surplus = self.idle - max(self._keep - self.in_use, self._stocked)
+        self._destroy(max(0, min(self.idle, surplus)))
 
     def _destroy(self, pages: int) -> None:
         """Destroys this many idle pages, the highest, so that those that stay lie together."""

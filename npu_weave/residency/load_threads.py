@@ -6,14 +6,13 @@ import os
 import threading
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor, thread
+from contextlib import suppress
 
 import torch
 
-NICENESS = 10
-
 
 def background_threads(name: str, count: int = 1, cpus: Collection[int] | None = None) -> ThreadPoolExecutor:
-    """An executor of `count` threads that run behind all others.
+    """An executor of `count` threads that run when nobody else wants the processor.
 
     Args:
         name: of the threads.
@@ -28,9 +27,12 @@ def process_is_ending() -> bool:
 
 
 def _stand_back(cpus: Collection[int] | None) -> None:
-    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+    thread_id = threading.get_native_id()
+    os.setpriority(os.PRIO_PROCESS, thread_id, 19)
+    with suppress(OSError):  # a sandbox that forbids it
+        os.sched_setscheduler(thread_id, os.SCHED_IDLE, os.sched_param(0))
     if cpus:
-        os.sched_setaffinity(threading.get_native_id(), cpus)
+        os.sched_setaffinity(thread_id, cpus)
     # asked for first: torch would set up the thread on its first operation, with everybody's number
     torch.get_num_threads()
     # its parallel regions would take processors from the step; other threads that run already keep theirs

@@ -34,8 +34,10 @@ class _Load:
     """One revision on its way into the store.
 
     Attributes:
-        packed: its host copy, as soon as there is one.
-        reading: the read that will give it; None when the host copy was there already.
+        packed: its host copy, as soon as it is ready to be committed.
+        reused: the host copy that was there before, and saves the reading.
+        reading: gives the host copy, when pages are made for it too.
+        pages: made for it (`ExpertBank.stock`).
         committed: whether the store has it.
         copying: the writing of its rows, once it is committed; None when it has no rows to be written.
         cancelled: tells the read to end.
@@ -43,7 +45,9 @@ class _Load:
     """
 
     packed: PackedAdapter | None = None
+    reused: PackedAdapter | None = None
     reading: Future[PackedAdapter] | None = None
+    pages: int = 0
     committed: bool = False
     copying: Future[None] | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
@@ -88,11 +92,12 @@ class AdapterLoader:
         load = self._loads[revision] = _Load()
         known = self._store.reuse(digest) if digest else None
         if known is not None:
-            load.packed = dataclasses.replace(known, name=name)
+            load.reused = dataclasses.replace(known, name=name)
+            # not behind adapters that come from disk
+            load.reading = self._copying.submit(self._stocked, load, load.reused)
             return
         self.disk_reads += 1
-        stop = partial(_any_of, load.cancelled.is_set, process_is_ending)
-        load.reading = self._reading.submit(self.reader.read, name, path, digest, identity, stop)
+        load.reading = self._reading.submit(self._read, load, name, path, digest, identity)
 
     def states(self) -> dict[int, LoadState]:
         """Where every load stands."""
@@ -114,6 +119,7 @@ class AdapterLoader:
         except WeaveError:
             self.cancel(revision)
             raise
+        self._unstock(load)
         load.committed = True
         if install is not None:
             load.copying = self._copying.submit(_write_rows, install)
@@ -139,11 +145,25 @@ class AdapterLoader:
         load.cancelled.set()
         if load.committed:
             self._store.drop(revision)
-        elif load.reading is not None:
-            load.reading.cancel()
-        elif load.packed is not None:
-            self._store.keep(load.packed)
+            return True
+        if load.reused is not None:
+            self._store.keep(load.reused)
+        if load.reading is not None and not load.reading.cancel():
+            load.reading.add_done_callback(lambda _: self._unstock(load))
         return True
+
+    def _read(self, load: _Load, name: str, path: str, digest: str, identity: Identity | None) -> PackedAdapter:
+        stop = partial(_any_of, load.cancelled.is_set, process_is_ending)
+        return self._stocked(load, self.reader.read(name, path, digest, identity, stop))
+
+    def _stocked(self, load: _Load, packed: PackedAdapter) -> PackedAdapter:
+        """Have pages made for `packed` on this thread, so that the step thread does not wait for them."""
+        load.pages = self._store.bank.stock(packed)
+        return packed
+
+    def _unstock(self, load: _Load) -> None:
+        pages, load.pages = load.pages, 0
+        self._store.bank.pool.unstock(pages)
 
     def _state(self, revision: int, load: _Load) -> LoadState:
         packed = self._packed(load)

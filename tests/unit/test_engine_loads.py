@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from fixtures.disk_adapters import disk_adapter, until
+from fixtures.disk_adapters import GEOMETRY, disk_adapter, until
 from fixtures.plain_core import Core, Disk, begin, lora
 from fixtures.plain_layers import (  # noqa: F401 (an autouse fixture)
     check_served,
@@ -17,7 +19,9 @@ from vllm.lora.request import LoRARequest
 from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 
-from npu_weave.errors import AdapterFileError, WeaveError
+from npu_weave.adapters import open_adapter
+from npu_weave.errors import AdapterError, AdapterFileError, ConfigError, WeaveError
+from npu_weave.residency.pins import read_pins
 
 pytestmark = pytest.mark.engine
 
@@ -52,12 +56,12 @@ def test_callers_and_requests_of_one_name_share_a_load(core: Core, disk: Disk) -
     callers = [begin(core, lora(disk, 1)) for _ in range(16)]
     for number in range(16):
         core.request(f"r{number}", lora(disk, 1))
-    assert not core.scheduler.requests and core.control.load_report()["requests_held"] == 16
+    assert not core.scheduler.requests and core.control.reports.loads()["requests_held"] == 16
     core.settle()
     assert [caller.result(0) for caller in callers] == [True] * 16
     assert list(core.scheduler.requests) == [f"r{number}" for number in range(16)], "in the order they came"
     assert {request.lora_request.lora_int_id for request in core.scheduler.requests.values()} == {1}
-    report = core.control.load_report()
+    report = core.control.reports.loads()
     assert (report["begun"], report["succeeded"], report["requests_held"]) == (1, 1, 0)
     assert [cache["disk_reads"] for cache in report["host_cache"]] == [1, 1]
 
@@ -77,7 +81,7 @@ def test_requests_that_arrive_on_32_threads_share_a_load(core: Core, disk: Disk)
             core.control.submit(ready, core.enter)
             core.control.poll()
     core.settle()
-    assert len(core.scheduler.requests) == 32 and core.control.load_report()["begun"] == 1
+    assert len(core.scheduler.requests) == 32 and core.control.reports.loads()["begun"] == 1
 
 
 def test_names_of_one_directory_are_read_once(core: Core, disk: Disk) -> None:
@@ -206,6 +210,73 @@ def test_requests_beyond_an_adapters_limit_wait_and_a_stopping_engine_gives_them
         for name in list(core.scheduler.requests):
             core.finish(name)
         core.close()
+
+
+def test_requests_end_when_their_adapter_has_drained_for_too_long(disk: Disk, tmp_path: Path) -> None:
+    core = Core(tmp_path / "no checkpoint here", SLOTS, HOST, each=1, drain=0.2)
+    try:
+        for number in (1, 2):
+            begin(core, lora(disk, number))
+        core.settle()
+        for name, number in (("runs", 1), ("waits", 1), ("other", 2)):
+            core.request(name, lora(disk, number))
+        assert core.control.remove(1)
+        core.control.collect()
+        assert not core.refused and len(core.staged()[0]) == 2, "there is time left"
+        until(lambda: bool(core.control.collect() or core.refused))
+        assert set(core.refused) == {"runs", "waits"} and set(core.scheduler.requests) == {"other"}
+        assert all("drain_timeout" in str(error) for error in core.refused.values())
+        assert len(core.staged()[0]) == 1 and not core.control.busy, "its memory is free"
+        core.check()
+    finally:
+        for name in list(core.scheduler.requests):
+            core.finish(name)
+        core.close()
+
+
+def test_a_pinned_name_serves_its_content_or_nothing(disk: Disk, tmp_path: Path) -> None:
+    digests = {number: open_adapter(path, GEOMETRY).digest for number, (path, _) in disk.items()}
+    pins = tmp_path / "pins.json"
+    pins.write_text(json.dumps({"adapter1": digests[1], "adapter2": digests[1]}))
+    core = Core(tmp_path / "no checkpoint here", SLOTS, HOST, pins=pins)
+    try:
+        good, bad, free = (begin(core, lora(disk, number)) for number in (1, 2, 3))
+        core.request("r", lora(disk, 2))
+        core.settle()
+        assert good.result(0) and free.result(0), "a name without a pin is free"
+        with pytest.raises(AdapterError, match="ADAPTER_PIN_MISMATCH"):
+            bad.result(0)
+        assert "ADAPTER_PIN_MISMATCH" in str(core.refused["r"]) and core.control.public_ids() == {1, 3}
+        again = begin(core, LoRARequest("adapter1", 1, str(disk[2][0]), load_inplace=True))
+        core.settle()
+        with pytest.raises(AdapterError, match="ADAPTER_PIN_MISMATCH"):
+            again.result(0)
+        for rank in core.ranks:
+            check_served(rank.store.bank, {1: disk[1][1], 2: disk[3][1]})
+    finally:
+        core.close()
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"law": 3}', '{"law": "abc"}', None])
+def test_pins_that_are_none(text: str | None, tmp_path: Path) -> None:
+    path = tmp_path / "pins.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        read_pins(path)
+    assert caught.value.code == "PINS_INVALID"
+
+
+def test_without_a_limit_a_drain_takes_as_long_as_its_requests(core: Core, disk: Disk) -> None:
+    begin(core, lora(disk, 1))
+    core.settle()
+    core.request("runs", lora(disk, 1))
+    core.control.remove(1)
+    time.sleep(0.05)
+    core.control.collect()
+    assert set(core.scheduler.requests) == {"runs"} and not core.refused
+    core.finish("runs")
+    assert core.staged() == [set(), set()]
 
 
 def test_the_last_of_two_loads_of_an_id_has_the_last_word(core: Core, disk: Disk) -> None:

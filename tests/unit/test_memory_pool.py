@@ -122,3 +122,44 @@ def test_integrity_sees_a_page_made_behind_the_pool() -> None:
     driver.create_page()
     with pytest.raises(IntegrityError, match="POOL_INCONSISTENT"):
         pool.check_integrity()
+
+
+def test_stocked_pages_are_found_by_who_acquires_and_the_rest_goes_back() -> None:
+    driver = FaultDriver(HostDriver())
+    pool = PagePool(driver)
+    pool.stock(3)
+    pool.stock(2)
+    assert (pool.idle, driver.stats().pages) == (5, 5)
+    driver.arm(("create_page", 1))
+    taken = pool.acquire(4)
+    driver.arm(None)
+    pool.unstock(3)
+    assert (pool.in_use, pool.idle) == (4, 1), "one of those stocked for somebody else"
+    pool.unstock(2)
+    pool.release(taken[:2])
+    assert (pool.in_use, pool.idle, driver.stats().pages) == (2, 0, 2)
+    pool.check_integrity()
+
+
+def test_what_cannot_be_stocked_is_left_to_acquire() -> None:
+    driver = FaultDriver(HostDriver())
+    pool = PagePool(driver, limit_bytes=4 * MIB2)
+    driver.arm(("create_page", 2))
+    pool.stock(3)
+    driver.arm(None)
+    assert pool.idle == 1
+    pool.stock(9)
+    assert pool.idle == 4, "never beyond the limit"
+    assert len(pool.acquire(4)) == 4
+    pool.unstock(12)
+    pool.check_integrity()
+
+
+def test_pages_stay_stocked_when_others_are_released() -> None:
+    pool = PagePool(HostDriver())
+    held = pool.acquire(2)
+    pool.stock(2)
+    pool.release(held)
+    assert (pool.in_use, pool.idle) == (0, 2)
+    pool.unstock(2)
+    assert pool.idle == 0

@@ -146,6 +146,7 @@ def test_memory_that_cannot_be_had_leaves_no_trace(
 ) -> None:
     rank.load(2, disk[2][0])
     before = seen(rank)
+    driver.arm(("create_page", 1))  # no page is made ahead
     begin(rank, 1, disk[1][0])
     rank.reach(1, "read")
     driver.arm(fault)
@@ -298,6 +299,7 @@ def test_content_on_the_host_needs_no_disk(driver: FaultDriver, disk: Disk) -> N
     rank.store.drop(2)
     assert digest in rank.store.cache
     begin(rank, 3, path, digest)
+    rank.reach(3, "read")
     assert rank.state(3) == {"stage": "read", "digest": digest} and digest not in rank.store.cache
     rank.loader.cancel(3)
     assert digest in rank.store.cache, "nobody has it now"
@@ -412,3 +414,28 @@ def test_a_process_that_ends_while_it_loads_does_not_wait_for_the_load(tmp_path:
         env={"PYTHONPATH": str(tests), "PATH": ""}, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert (done.stdout, done.returncode) == ("loading\n", 0), done.stderr
+
+
+def test_pages_are_made_before_the_step_thread_wants_them(rank: Rank, driver: FaultDriver, disk: Disk) -> None:
+    begin(rank, 1, disk[1][0])
+    rank.reach(1, "read")
+    driver.arm(("create_page", 1))
+    rank.loader.commit(1)
+    driver.arm(None)
+    assert rank.store.bank.pool.idle == 0, "what was not needed is the system's again"
+    rank.reach(1, "copied")
+    rank.loader.publish(1)
+    rank.store.check_integrity()
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_cancelled_load_leaves_no_page_behind(rank: Rank, disk: Disk, cached: bool) -> None:
+    pages = rank.store.bank.pool.in_use
+    if cached:
+        rank.load(1, disk[1][0])
+        rank.drop(1)
+    begin(rank, 2, disk[1][0])
+    rank.reach(2, "read")
+    assert rank.store.bank.pool.idle > 0
+    assert rank.loader.cancel(2)
+    assert (rank.store.bank.pool.in_use, rank.store.bank.pool.idle) == (pages, 0)

@@ -20,10 +20,11 @@ from npu_weave.residency.directory import AdapterDirectory, Revision
 from npu_weave.residency.load_opener import AdapterOpener, Opened
 from npu_weave.residency.load_reader import load_cancelled
 from npu_weave.residency.loader import COPIED, READ
+from npu_weave.residency.pins import Pins
 
 logger = init_logger("vllm.npu_weave.core")
 
-ASK_SECONDS = 0.005
+ASK_SECONDS = 0.02
 """Time between two questions to the workers how their loads stand."""
 
 
@@ -86,12 +87,14 @@ class AdapterLoads:
         make_room: Callable[[Revision], None],
         ended: Callable[[Load, WeaveError | None], None],
         in_order: bool = False,
+        pins: Pins | None = None,
     ) -> None:
         """
         Args:
             thread: runs `opener`.
             make_room: drops host copies that are too many once this revision is staged; may raise WeaveError.
             ended: called when a load is over, before those who wait for it are told.
+            pins: what names must stand for.
             in_order: a load begins when the one before it is over, so that the order of calls is that of slots.
         """
         self._workers = workers
@@ -101,6 +104,7 @@ class AdapterLoads:
         self._make_room = make_room
         self._ended = ended
         self._in_order = in_order
+        self._pins = pins or Pins({})
         self._loads: list[Load] = []
         self._asked: Future[list[Any]] | None = None
         self._ask_at = 0.0
@@ -298,6 +302,7 @@ class AdapterLoads:
             self._commit(load, load.revision, digests.pop())
 
     def _commit(self, load: Load, revision: Revision, digest: str) -> None:
+        self._pins.check(load.name, digest)
         revision.digest = digest
         if load.opened is not None:
             self._opener.note(load.opened, digest)
