@@ -41,11 +41,14 @@ class WeaveConfig(BaseModel):
             (``hf://organisation``, ``s3://bucket/adapters``). None serves only adapters that were loaded.
         catalog_cache: directory in which adapters of a catalogue at a URL are kept.
         catalog_cache_size: bytes that they may take there, also as text; the least recently used go first.
+        pins: JSON file of adapter names and the content digests they must have; see `npu_weave.residency.pins`.
         allowed_roots: directories below which adapters may lie. None allows any path, and is refused while the
             engine accepts adapters over HTTP (VLLM_ALLOW_RUNTIME_LORA_UPDATING). With a catalogue its own place is
             among them.
         max_requests_per_adapter: requests of one adapter in the scheduler at once; more of them wait while those of
             others go on. None sets no limit.
+        drain_timeout: seconds that requests may go on with an adapter that was unloaded or re-pointed; then they are
+            ended with an error, and its memory is free. None lets every request finish.
         verify_loads: read every row back after a load and compare it with what was to be written.
     """
 
@@ -57,8 +60,10 @@ class WeaveConfig(BaseModel):
     catalog: StrictStr | None = Field(default=None, min_length=1)
     catalog_cache: Path = Path("~/.cache/npu-weave/adapters")
     catalog_cache_size: StrictInt = Field(default=64 << 30, ge=1)
+    pins: Path | None = None
     allowed_roots: tuple[Path, ...] | None = None
     max_requests_per_adapter: StrictInt | None = Field(default=None, ge=1)
+    drain_timeout: float | None = Field(default=None, ge=0, allow_inf_nan=False)
     verify_loads: StrictBool = True
 
     @property

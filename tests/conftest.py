@@ -11,6 +11,8 @@ import torch
 # Wall-clock deadlines say more about the machine's load than about our code. Examples are derived from the test
 # itself, so that a failure in CI is the same failure everywhere.
 hypothesis.settings.register_profile("npu_weave", deadline=None, derandomize=True, print_blob=True)
+# scripts/fuzz.sh asks for it: other examples each time, and what fails is kept and tried first the next time
+hypothesis.settings.register_profile("fuzz", deadline=None, derandomize=False, print_blob=True)
 hypothesis.settings.load_profile("npu_weave")
 
 NEEDS = ("engine", "emulated_ascend", "ascend_engine", "cuda", "npu")

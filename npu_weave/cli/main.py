@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from npu_weave import __version__
-from npu_weave.cli import adapter, doctor, memory, plan, serve, status
+from npu_weave.cli import adapter, doctor, live, memory, plan, serve, status
 
 app = typer.Typer(
     name="npu-weave",
@@ -20,6 +20,8 @@ app.add_typer(adapter.app, name="adapter")
 app.command(name="serve", context_settings=serve.CONTEXT)(serve.serve)
 app.command(name="memory")(memory.memory)
 app.command(name="plan")(plan.plan)
+app.command(name="load")(live.load)
+app.command(name="unload")(live.unload)
 app.command(name="status")(status.status)
 app.command(name="top")(status.top)
 app.command(name="doctor")(doctor.doctor)

@@ -30,6 +30,9 @@ def serve(
     ] = None,
     catalog_cache: Annotated[Path | None, typer.Option(help="Directory for adapters of a catalogue at a URL.")] = None,
     catalog_cache_size: Annotated[str | None, typer.Option(help="Limit on that directory, e.g. 200GiB.")] = None,
+    pins: Annotated[
+        Path | None, typer.Option(help="JSON file of adapter names and the content digests they must have.")
+    ] = None,
     adapter_rows: Annotated[int | None, typer.Option(help="Rows per MoE layer set aside for adapters.")] = None,
     adapter_memory: Annotated[str | None, typer.Option(help="Limit on adapter memory per worker, e.g. 4GiB.")] = None,
     host_cache: Annotated[
@@ -37,6 +40,10 @@ def serve(
     ] = None,
     max_requests_per_adapter: Annotated[
         int | None, typer.Option(help="Requests of one adapter at once; more of them wait, others pass them by.")
+    ] = None,
+    drain_timeout: Annotated[
+        float | None,
+        typer.Option(help="Seconds that requests may go on with an adapter out of service; without it, to their end."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print vLLM's arguments.")] = False,
 ) -> None:
@@ -55,6 +62,8 @@ def serve(
             "adapter_memory": adapter_memory,
             "host_cache": host_cache,
             "max_requests_per_adapter": max_requests_per_adapter,
+            "drain_timeout": drain_timeout,
+            "pins": None if pins is None else str(pins.expanduser().absolute()),
             "catalog": catalog,
             "catalog_cache": None if catalog_cache is None else str(catalog_cache),
             "catalog_cache_size": catalog_cache_size,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from typing import Annotated, Any, NamedTuple
 
@@ -14,12 +12,12 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
+from npu_weave.cli import server_client
 from npu_weave.cli.reporting import human_bytes, print_json, reported_errors
 from npu_weave.errors import ServerError
 
-URL = "http://localhost:8000"
-_TIMEOUT = 10.0
 _COUNTS = {"requests": "requests", "prompt_tokens": "prompt tokens", "generated_tokens": "generated tokens"}
+SNAPSHOT_TIME = "npu_weave:snapshot_time_seconds"
 _TOTALS = {
     "vllm:num_gpu_loaded_lora_adapters": "in device slots",
     "vllm:max_gpu_lora_adapters": "device slots",
@@ -48,7 +46,7 @@ class Status(NamedTuple):
 
 
 def status(
-    url: Annotated[str, typer.Argument(help="Where the server listens.")] = URL,
+    url: Annotated[str, typer.Argument(help="Where the server listens.")] = server_client.URL,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Show which adapters a running server has, and what was asked of them."""
@@ -61,7 +59,7 @@ def status(
 
 
 def top(
-    url: Annotated[str, typer.Argument(help="Where the server listens.")] = URL,
+    url: Annotated[str, typer.Argument(help="Where the server listens.")] = server_client.URL,
     every: Annotated[float, typer.Option(help="Seconds between two looks.", min=0.5)] = 5.0,
 ) -> None:
     """Show a running server's adapters again and again, with requests and tokens a second."""
@@ -81,17 +79,8 @@ def read_status(url: str) -> Status:
     Raises:
         ServerError: SERVER_UNREACHABLE; SERVER_NOT_OURS, it serves no adapters with npu-weave.
     """
-    if not url.startswith(("http://", "https://")):
-        raise ServerError("SERVER_UNREACHABLE", url, expected="a URL", remedy=f"write it as {URL}")
-    place = f"{url.rstrip('/')}/metrics"
-    try:
-        with urllib.request.urlopen(place, timeout=_TIMEOUT) as answer:
-            text = answer.read().decode()
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise ServerError(
-            "SERVER_UNREACHABLE", place, expected="a running server", got=str(error), remedy="check host and port"
-        ) from error
-    return parse_status(text, place)
+    place, answer = server_client.ask(url, "/metrics")
+    return parse_status(answer, place)
 
 
 def parse_status(text: str, place: str) -> Status:
@@ -101,7 +90,9 @@ def parse_status(text: str, place: str) -> Status:
     totals: dict[str, float] = {}
     failures: dict[str, int] = {}
     for name, labels, value, *_ in samples:
-        if name in _TOTALS:
+        if name == SNAPSHOT_TIME:
+            totals[name] = value
+        elif name in _TOTALS:
             totals[name] = totals.get(name, 0.0) + value
         elif name == "npu_weave:adapter_load_failures_total":
             failures[labels["code"]] = int(value)

@@ -33,6 +33,7 @@ class AdapterCollector(Collector):
         """Called at each scrape."""
         if self.snapshot is None:
             return
+        yield self._gauge("npu_weave:snapshot_time_seconds", "When this was so, since the epoch.", self.snapshot["at"])
         yield from self._residency(self.snapshot)
         yield from self._loads(self.snapshot)
         yield from self._workers(self.snapshot)

@@ -180,6 +180,31 @@ def test_re_pointed_name_serves_new_weights_and_no_stale_cache(
     assert core.remove_lora(public_id)
 
 
+def test_cache_entries_belong_to_one_name_one_content_and_one_salt(engine: Any, family: TinyFamily) -> None:
+    """Counted by vLLM: how many tokens of a prompt it found in the prefix cache."""
+    core, prompt = engine.llm_engine, "nobody else asks with this prefix, " * 9
+
+    def found(number: int, public_id: int, **salt: str) -> int:
+        request = lora(family, number, public_id)
+        (output,) = engine.generate([{"prompt": prompt, **salt}], params(), lora_request=request, use_tqdm=False)
+        cached: int = output.num_cached_tokens
+        return cached
+
+    for public_id in (60, 61):
+        core.add_lora(lora(family, 1, public_id))
+    assert found(BASE, 0) == 0 < found(BASE, 0)
+    assert found(1, 60) == 0 < found(1, 60)
+    assert found(1, 61) == 0, "another name, though its content is the same"
+    assert found(1, 60, cache_salt="a") == 0 < found(1, 60, cache_salt="a")
+    assert found(1, 60, cache_salt="b") == 0
+    core.add_lora(lora(family, 2, 60))
+    assert found(2, 60) == 0, "the name stands for other content"
+    core.add_lora(lora(family, 1, 60))
+    assert found(1, 60) > 0, "and again for what it stood for"
+    for public_id in (60, 61):
+        assert core.remove_lora(public_id)
+
+
 def test_same_path_with_changed_content_serves_the_new_content(
     engine: Any, family: TinyFamily, truth: Any, tmp_path: Path
 ) -> None:

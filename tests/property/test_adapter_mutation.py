@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from fixtures.adapters import CONFIGS, write_adapter
+from fixtures.examples import examples
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -82,7 +83,7 @@ def opens_or_refuses(directory: Path) -> None:
     assert len(adapter.digest) == 64
 
 
-@settings(max_examples=300)
+@settings(max_examples=examples(300))
 @given(changes=edits)
 def test_shards_damaged_in_the_header(changes: list[tuple[str, int, Any]]) -> None:
     def damage(data: bytes) -> bytes:
@@ -92,14 +93,14 @@ def test_shards_damaged_in_the_header(changes: list[tuple[str, int, Any]]) -> No
         opens_or_refuses(directory)
 
 
-@settings(max_examples=100)
+@settings(max_examples=examples(100))
 @given(changes=edits)
 def test_shards_damaged_anywhere(changes: list[tuple[str, int, Any]]) -> None:
     with damaged("model.safetensors", lambda data: edited(data, changes)) as directory:
         opens_or_refuses(directory)
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(name=st.sampled_from(["expert_cfg.json", "model.safetensors.index.json"]), changes=edits)
 def test_json_files_damaged(name: str, changes: list[tuple[str, int, Any]]) -> None:
     with damaged(name, lambda data: edited(data, changes)) as directory:
@@ -114,7 +115,7 @@ json_values = st.recursive(
 fields = st.sampled_from(["experts", "shared_experts", "non_expert_modules", "npu_weave", "other"])
 
 
-@settings(max_examples=150)
+@settings(max_examples=examples(150))
 @given(
     config=st.dictionaries(fields, json_values | st.dictionaries(st.sampled_from("0123"), json_values)) | json_values
 )
@@ -143,7 +144,7 @@ def nearly_valid_headers(draw: st.DrawFn) -> tuple[dict[str, Any], int]:
     return header, max(0, end + draw(st.sampled_from([0, 0, 0, 0, -1, 1, 8])))
 
 
-@settings(max_examples=400)
+@settings(max_examples=examples(400))
 @given(drawn=nearly_valid_headers())
 def test_a_header_we_accept_is_one_the_library_accepts(drawn: tuple[dict[str, Any], int]) -> None:
     header, nbytes = drawn

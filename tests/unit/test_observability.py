@@ -48,7 +48,7 @@ def snapshot() -> dict[str, Any]:
         revision("cold", 4, staged=False),
     ]
     served = {"math": {"requests": 2, "prompt_tokens": 30, "generated_tokens": 40}}
-    return {"slots": 2, "adapters": adapters, "loads": loads, "drains": drains.report(),
+    return {"at": 1e9, "slots": 2, "adapters": adapters, "loads": loads, "drains": drains.report(),
             "workers": [worker(), worker(device=[1, 2], pages=4)], "served": served}  # fmt: skip
 
 

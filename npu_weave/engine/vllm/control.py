@@ -15,15 +15,17 @@ from vllm.v1.engine import EngineCoreRequest
 from npu_weave.adapters.geometry import MoEGeometry
 from npu_weave.config import WeaveConfig
 from npu_weave.engine.vllm import worker_calls
+from npu_weave.engine.vllm.in_flight import InFlight, request_overdue
 from npu_weave.engine.vllm.loads import AdapterLoads, Load
 from npu_weave.engine.vllm.quota import AdapterQuota, request_cancelled
 from npu_weave.engine.vllm.static_adapters import StaticAdapters
-from npu_weave.engine.vllm.status import ServiceRecord, make_status
-from npu_weave.engine.vllm.workers import WorkerGroup, is_failure
+from npu_weave.engine.vllm.status import ServiceRecord, StatusReports
+from npu_weave.engine.vllm.workers import WorkerGroup
 from npu_weave.errors import IntegrityError, WeaveError
 from npu_weave.residency.directory import AdapterDirectory, Revision
 from npu_weave.residency.load_opener import AdapterOpener
 from npu_weave.residency.load_threads import background_threads
+from npu_weave.residency.pins import read_pins
 
 if TYPE_CHECKING:
     from vllm.v1.engine.core import EngineCore
@@ -55,6 +57,9 @@ class AdapterControl:
     until it is, while others go on.
 
     With data parallelism there is one such object for each rank, and adapters are fixed (`StaticAdapters`).
+
+    Attributes:
+        reports: what it knows, for metrics and for people.
     """
 
     def __init__(self, core: EngineCore, config: WeaveConfig, refuse: Callable[[Any, Exception], None]) -> None:
@@ -70,10 +75,10 @@ class AdapterControl:
         geometry = MoEGeometry.from_config(vllm_config.model_config.hf_config.to_dict())
         self._workers = WorkerGroup(core.model_executor)
         self._directory = AdapterDirectory(lora_config.max_cpu_loras or lora_config.max_loras)
-        self._slots: int = lora_config.max_loras
         self._record = ServiceRecord(self._directory)
         self._record.watch(core.scheduler)
-        self._quota = AdapterQuota(config.max_requests_per_adapter, self._names_of_requests)
+        self._in_flight = InFlight(core.scheduler)
+        self._quota = AdapterQuota(config.max_requests_per_adapter, self._in_flight.names)
         shared = vllm_config.parallel_config.data_parallel_size > 1
         self._static = StaticAdapters(lora_config.max_loras) if shared else None
         self._loads = AdapterLoads(
@@ -84,9 +89,15 @@ class AdapterControl:
             make_room=self._make_room,
             ended=self._load_ended,
             in_order=shared,
+            pins=read_pins(config.pins),
         )
+        self.reports = StatusReports(
+            self._directory, self._record, self._workers, self._loads, self._quota, self._in_flight,
+            slots=lora_config.max_loras,
+        )  # fmt: skip
         # an engine inside its caller has no loop of its own that would go on meanwhile
         self._waits = not hasattr(core, "input_queue")
+        self._drain_timeout = None if self._waits else config.drain_timeout
 
     # --- called on the engine's main thread ---
 
@@ -127,7 +138,7 @@ class AdapterControl:
         if revision is None:
             return cancelled
         self._record.retired(revision)
-        in_use = sum(adapter == revision.id for adapter in self._adapters_of_requests())
+        in_use = self._in_flight.revisions().count(revision.id)
         logger.info("adapter %r taken out of service; %d requests still use it", revision.name, in_use)
         self.collect()
         return True
@@ -161,26 +172,6 @@ class AdapterControl:
 
         self._loads.restage(revision).done.add_done_callback(then)
         return self._outcome(pinned)
-
-    def memory(self) -> list[dict[str, int]]:
-        """Bytes and counts of every worker; each checks its invariants first."""
-        self._directory.check_integrity()
-        return self._reports(worker_calls.memory)
-
-    def load_report(self) -> dict[str, Any]:
-        """Loads since the start and under way, requests that wait for them, and each worker's host cache."""
-        return {**self._loads.report(), "host_cache": self._reports(worker_calls.host_cache)}
-
-    def status(self) -> dict[str, Any]:
-        """A snapshot for metrics, see `make_status`."""
-        return make_status(
-            self._directory,
-            self._record,
-            slots=self._slots,
-            in_flight=self._adapters_of_requests(),
-            loads={**self._loads.report(), "requests_queued": len(self._quota)},
-            workers=self._reports(worker_calls.status),
-        )
 
     def submit(
         self, request: EngineCoreRequest | Request, enter: Callable[[Any], None], *, waited: bool = False
@@ -228,7 +219,9 @@ class AdapterControl:
         """Drop retired revisions that nobody uses any more, and host copies beyond the limit."""
         if not self._directory.has_idle_work:
             return
-        in_flight = set(self._adapters_of_requests())
+        if self._drain_timeout is not None:
+            self._end_overdue(self._drain_timeout)
+        in_flight = set(self._in_flight.revisions())
         for revision in self._directory.collectable(in_flight):
             if not self._loads.loading(revision):
                 self._drop(revision)
@@ -355,6 +348,18 @@ class AdapterControl:
         self._directory.release(request.request_id)
         self._refuse(request, error)
 
+    def _end_overdue(self, limit: float) -> None:
+        """End requests, waiting ones as well, that keep a revision in memory for longer than `limit` seconds."""
+        overdue = self._record.retired_before(limit)
+        if not overdue:
+            return
+        waiting = [r for r in self._quota.waiting() if r.lora_request and r.lora_request.lora_int_id in overdue]
+        for request in waiting:
+            self._quota.withdraw(request.request_id)
+        for request in (*waiting, *self._in_flight.take_out(overdue)):
+            assert request.lora_request is not None, "it is of a revision"
+            self._give_up(request, request_overdue(request.request_id, request.lora_request.lora_name, limit))
+
     def _begin_service(self) -> None:
         """From now on adapters stay, where they have to; what is still on its way is given up."""
         if self._static is not None and not self._static.serving:
@@ -371,26 +376,10 @@ class AdapterControl:
         return future.result()
 
     def _make_room(self, revision: Revision) -> None:
-        for idle in self._directory.surplus(set(self._adapters_of_requests()), room_for=revision):
+        for idle in self._directory.surplus(set(self._in_flight.revisions()), room_for=revision):
             self._drop(idle)
 
     def _drop(self, revision: Revision) -> None:
         if revision.staged:
             self._workers.run(worker_calls.drop, revision.id)
             self._directory.mark_staged(revision, False)
-
-    def _reports(self, call: Callable[..., Any]) -> list[dict[str, Any]]:
-        reports = self._workers.reports(call)
-        for report in reports:
-            if is_failure(report):
-                raise WeaveError.from_dict(report)
-        return reports
-
-    def _names_of_requests(self) -> list[str]:
-        requests: list[Request] = list(self._core.scheduler.requests.values())
-        return [request.lora_request.lora_name for request in requests if request.lora_request]
-
-    def _adapters_of_requests(self) -> list[int]:
-        """The revision of every request the scheduler has, base-model requests left out."""
-        requests: list[Request] = list(self._core.scheduler.requests.values())
-        return [request.lora_request.lora_int_id for request in requests if request.lora_request]

@@ -175,9 +175,12 @@ def control_of(core: Any) -> Any:
         config = config_from(core.vllm_config.additional_config)
         control = None
         if config is not None:
+            from npu_weave.engine.vllm import parent
             from npu_weave.engine.vllm.control import AdapterControl
 
             control = AdapterControl(core, config, functools.partial(_fail_request, core))
+            if hasattr(core, "input_queue"):  # in a process of its own
+                parent.end_with_parent()
         core.__dict__["_npu_weave_control"] = control
         return control
 
@@ -185,19 +188,19 @@ def control_of(core: Any) -> Any:
 def _memory(core: Any) -> list[dict[str, int]]:
     """Utility ``npu_weave_memory``: every worker's bytes and counts; an empty list without our key."""
     control = control_of(core)
-    return [] if control is None else control.memory()
+    return [] if control is None else control.reports.memory()
 
 
 def _loads(core: Any) -> dict[str, Any]:
-    """Utility ``npu_weave_loads``: see `AdapterControl.load_report`; empty without our key."""
+    """Utility ``npu_weave_loads``: see `StatusReports.loads`; empty without our key."""
     control = control_of(core)
-    return {} if control is None else control.load_report()
+    return {} if control is None else control.reports.loads()
 
 
 def _status(core: Any) -> dict[str, Any] | None:
-    """Utility ``npu_weave_status``: see `AdapterControl.status`; None without our key."""
+    """Utility ``npu_weave_status``: see `StatusReports.status`; None without our key."""
     control = control_of(core)
-    return None if control is None else control.status()
+    return None if control is None else control.reports.status()
 
 
 def _preprocess(control: Any, core: Any, original: _Method, request: Any) -> Any:

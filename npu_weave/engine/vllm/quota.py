@@ -55,9 +55,13 @@ class AdapterQuota:
             self._keep(name, waiting)
         return free
 
+    def waiting(self) -> list[Any]:
+        """All requests that wait."""
+        return [request for each in self._waiting.values() for request, _ in each]
+
     def drain(self) -> list[Any]:
         """All requests that wait, which are forgotten."""
-        waiting = [request for each in self._waiting.values() for request, _ in each]
+        waiting = self.waiting()
         self._waiting.clear()
         return waiting
 

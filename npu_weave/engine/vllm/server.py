@@ -6,13 +6,15 @@ import asyncio
 import functools
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from http import HTTPStatus
 from typing import Any
 
 from npu_weave.config import config_from
 from npu_weave.engine.vllm import versions
 
+_LOOK_SECONDS = 1.0
+"""Between two looks whether the engine that a call waits for is alive."""
 _CODE = re.compile(r"\[([A-Z][A-Z0-9_]+)\] ")
 
 _STATUS_BY_CODE = {
@@ -44,7 +46,7 @@ def status_of(message: str) -> HTTPStatus | None:
 
 def wrap_load(original: Callable[..., Any]) -> Callable[..., Any]:
     """``load_lora_adapter`` with the status that fits the error, without vLLM's words around it, and once for all who
-    ask for the same at the same time.
+    ask for the same name and path, at the same time or again.
     """
 
     @functools.wraps(original)
@@ -52,6 +54,9 @@ def wrap_load(original: Callable[..., Any]) -> Callable[..., Any]:
         if not _serves_adapters(self):
             return await original(self, request, base_model_name)
         under_way: dict[Any, asyncio.Task[Any]] = self.__dict__.setdefault("_npu_weave_loads", {})
+        known = self.lora_requests.get(request.lora_name)
+        if known is not None and known.lora_path == request.lora_path and not request.load_inplace:
+            return f"Success: adapter '{request.lora_name}' is in service already."  # a retry has nothing to do
         asked = (request.lora_name, request.lora_path, base_model_name)
         task = under_way.get(asked)
         if task is None or request.load_inplace:
@@ -66,9 +71,21 @@ def wrap_load(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 async def _load(original: Callable[..., Any], models: Any, request: Any, base_model_name: str | None) -> Any:
-    response = await original(models, request, base_model_name)
+    response = await _while_alive(models.engine_client, original(models, request, base_model_name))
     error = getattr(response, "error", None)
     return response if error is None or status_of(error.message) is None else error_response(error.message)
+
+
+async def _while_alive(engine_client: Any, call: Coroutine[Any, Any, Any]) -> Any:
+    """What `call` returns, or the error of an engine that died: vLLM leaves such calls without an answer."""
+    task = asyncio.create_task(call)
+    try:
+        while not (await asyncio.wait({task}, timeout=_LOOK_SECONDS))[0]:
+            if engine_client.errored:
+                raise engine_client.dead_error
+    finally:
+        task.cancel()
+    return task.result()
 
 
 def error_response(error: object) -> Any:
@@ -89,7 +106,7 @@ def wrap_unload(original: Callable[..., Any]) -> Callable[..., Any]:
         loaded = self.lora_requests.get(request.lora_name)
         response = await original(self, request)
         if getattr(response, "error", None) is None and loaded is not None and _serves_adapters(self):
-            await self.engine_client.remove_lora(loaded.lora_int_id)
+            await _while_alive(self.engine_client, self.engine_client.remove_lora(loaded.lora_int_id))
         return response
 
     return unload_lora_adapter

@@ -12,6 +12,7 @@ from npu_weave.config import WeaveConfig
 from npu_weave.engine.vllm import versions
 from npu_weave.engine.vllm.refusal import Refusal
 from npu_weave.errors import UnsupportedError
+from npu_weave.residency.pins import read_pins
 
 
 def _parallel(name: str, limit: int = 1) -> Callable[[Any], bool]:
@@ -177,7 +178,7 @@ def check_settings(vllm_config: Any, config: WeaveConfig) -> None:
     Raises:
         UnsupportedError: SETTING_UNSUPPORTED, for the first setting of `refusals` that applies, or
             ROOTS_MISSING when adapters may be loaded over HTTP from anywhere.
-        ConfigError: CATALOG_INVALID.
+        ConfigError: CATALOG_INVALID, PINS_INVALID.
         UnsupportedError, CheckpointError: the model has no experts that could be served, see `MoEGeometry.from_config`.
     """
     for refusal in refusals(vllm_config.device_config.device_type):
@@ -198,6 +199,7 @@ def check_settings(vllm_config: Any, config: WeaveConfig) -> None:
             got="none",
             remedy="set allowed_roots, or start with npu-weave serve --adapter-root DIR",
         )
+    read_pins(config.pins)
     if config.catalog is not None:
         open_catalog(config.catalog, cache=config.catalog_cache, cache_bytes=config.catalog_cache_size)
 

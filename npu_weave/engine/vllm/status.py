@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
+from npu_weave.engine.vllm import worker_calls
+from npu_weave.engine.vllm.in_flight import InFlight
+from npu_weave.engine.vllm.loads import AdapterLoads
+from npu_weave.engine.vllm.quota import AdapterQuota
+from npu_weave.engine.vllm.workers import WorkerGroup, is_failure
+from npu_weave.errors import WeaveError
 from npu_weave.observability.histogram import Histogram
 from npu_weave.residency.directory import AdapterDirectory, Revision
 
@@ -45,6 +52,11 @@ class ServiceRecord:
         if all(other.name != revision.name for other in self._directory.revisions() if other.id != revision.id):
             self._served.pop(revision.name, None)
 
+    def retired_before(self, seconds: float) -> set[int]:
+        """Revisions that left service longer ago than that and are not dropped."""
+        now = time.monotonic()
+        return {revision for revision, at in self._retired_at.items() if now - at > seconds}
+
     def served(self) -> dict[str, dict[str, int]]:
         """Name -> requests that ended, their prompt tokens and the tokens generated for them."""
         return {name: dict(counts) for name, counts in self._served.items()}
@@ -59,43 +71,66 @@ class ServiceRecord:
         counts["generated_tokens"] += request.num_output_tokens
 
 
-def make_status(
-    directory: AdapterDirectory,
-    record: ServiceRecord,
-    *,
-    slots: int,
-    in_flight: list[int],
-    loads: dict[str, Any],
-    workers: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """A snapshot.
+class StatusReports:
+    """Answers of the engine core's utilities about adapters. Used on the engine core's main thread."""
 
-    Args:
-        in_flight: the revision of every request that has one.
-        loads: `AdapterLoads.report`.
-        workers: `WeaveAdapterManager.status` of each.
+    def __init__(
+        self,
+        directory: AdapterDirectory,
+        record: ServiceRecord,
+        workers: WorkerGroup,
+        loads: AdapterLoads,
+        quota: AdapterQuota,
+        in_flight: InFlight,
+        *,
+        slots: int,
+    ) -> None:
+        self._directory, self._record, self._workers = directory, record, workers
+        self._loads, self._quota, self._in_flight, self._slots = loads, quota, in_flight, slots
 
-    Returns:
-        ``slots``; ``adapters``, a dict for each revision: name, revision, digest, staged (on the workers' hosts),
-        retired, requests; ``loads``, ``drains``, ``workers``; ``served``, see `ServiceRecord.served`.
-    """
-    current = {revision.id for revision in directory.in_service()}
-    adapters = [
-        {
-            "name": revision.name,
-            "revision": revision.id,
-            "digest": revision.digest,
-            "staged": revision.staged,
-            "retired": revision.id not in current and not revision.opening,
-            "requests": in_flight.count(revision.id),
+    def memory(self) -> list[dict[str, int]]:
+        """Bytes and counts of every worker; each checks its invariants first."""
+        self._directory.check_integrity()
+        return self._of_workers(worker_calls.memory)
+
+    def loads(self) -> dict[str, Any]:
+        """Loads since the start and under way, requests that wait for them, and each worker's host cache."""
+        return {**self._loads.report(), "host_cache": self._of_workers(worker_calls.host_cache)}
+
+    def status(self) -> dict[str, Any]:
+        """A snapshot for metrics.
+
+        Returns:
+            ``at``, seconds since the epoch; ``slots``; ``adapters``, a dict for each revision: name, revision, digest,
+            staged (on the workers' hosts), retired, requests; ``loads``, ``drains``, ``workers``; ``served``, see
+            `ServiceRecord.served`.
+        """
+        current = {revision.id for revision in self._directory.in_service()}
+        in_flight = self._in_flight.revisions()
+        adapters = [
+            {
+                "name": revision.name,
+                "revision": revision.id,
+                "digest": revision.digest,
+                "staged": revision.staged,
+                "retired": revision.id not in current and not revision.opening,
+                "requests": in_flight.count(revision.id),
+            }
+            for revision in self._directory.revisions()
+        ]
+        return {
+            "at": time.time(),
+            "slots": self._slots,
+            "adapters": adapters,
+            "loads": {**self._loads.report(), "requests_queued": len(self._quota)},
+            "drains": self._record.drains.report(),
+            "workers": self._of_workers(worker_calls.status),
+            "served": self._record.served(),
         }
-        for revision in directory.revisions()
-    ]
-    return {
-        "slots": slots,
-        "adapters": adapters,
-        "loads": loads,
-        "drains": record.drains.report(),
-        "workers": workers,
-        "served": record.served(),
-    }
+
+    def _of_workers(self, call: Callable[..., Any]) -> list[dict[str, Any]]:
+        reports = self._workers.reports(call)
+        for report in reports:
+            if is_failure(report):
+                raise WeaveError.from_dict(report)
+        return reports
