@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import tomllib
 import venv
 import zipfile
@@ -107,6 +108,24 @@ def test_the_metadata_is_complete(wheel: Path) -> None:
         ("vllm.general_plugins", "npu_weave", "npu_weave.engine.vllm.plugin:register"),
     }
     run(sys.executable, "-m", "twine", "check", "--strict", wheel, cwd=wheel.parent)
+
+
+def test_the_source_distribution_has_what_a_checkout_has(tmp_path: Path) -> None:
+    """All that is tracked but the trained model and what concerns the repository alone."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout: nothing says which files are tracked")
+    copy = tmp_path / "copy"
+    tracked = run("git", "ls-files", "-z", cwd=ROOT).split("\0")[:-1]
+    for name in tracked:
+        (copy / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, copy / name, follow_symlinks=False)
+    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", tmp_path, copy, cwd=tmp_path)
+    (built,) = tmp_path.glob("*.tar.gz")
+    run(sys.executable, "-m", "twine", "check", "--strict", built, cwd=tmp_path)
+    with tarfile.open(built) as archive:
+        packed = {name.partition("/")[2] for name in archive.getnames()}
+    left = {name for name in set(tracked) - packed if not name.startswith(("models/", ".ci/", ".git"))}
+    assert left == {".clang-format", ".dockerignore"}
 
 
 def test_the_installed_wheel_works(environment: Path, tmp_path: Path) -> None:
