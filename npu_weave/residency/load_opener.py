@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache
 from pathlib import Path
+from typing import Any, Protocol
 
 from npu_weave.adapters.adapter import open_adapter
 from npu_weave.adapters.checkpoint import base_fingerprint
@@ -30,13 +31,37 @@ class Opened:
     digest: str
 
 
+class Caller(Protocol):
+    """Runs a function, here or elsewhere."""
+
+    def __call__(self, function: Callable[..., Any], *args: Any) -> Any:
+        """What ``function(*args)`` returns or raises."""
+
+
+def call_here(function: Callable[..., Any], *args: Any) -> Any:
+    """`Caller` in this thread."""
+    return function(*args)
+
+
 class AdapterOpener:
     """Validates adapters, headers only, and remembers what was in them. May run on a thread of its own."""
 
-    def __init__(self, geometry: MoEGeometry, model: Path, allowed_roots: Sequence[Path] | None = None) -> None:
-        self._geometry = geometry
-        self._model = model
-        self._allowed_roots = allowed_roots
+    def __init__(
+        self,
+        geometry: MoEGeometry,
+        model: Path,
+        allowed_roots: Sequence[Path] | None = None,
+        *,
+        call: Caller = call_here,
+    ) -> None:
+        """
+        Args:
+            model: the base model, where its checkpoint is a directory here; adapters that note their base are held
+                to it.
+            call: runs the validation.
+        """
+        self._arguments = (geometry, model, allowed_roots)
+        self._call = call
         self._memo = DigestMemo()
 
     def open(self, name: str, path: str) -> Opened:
@@ -46,9 +71,7 @@ class AdapterOpener:
             AdapterError: the name, the path or a file is not as it must be.
         """
         validate_adapter_name(name)
-        real = resolve_adapter_path(path, self._allowed_roots)
-        seen_ns, identity = time.time_ns(), directory_identity(real)
-        open_adapter(real, self._geometry, allowed_roots=self._allowed_roots, base_fingerprint=self._base_fingerprint)
+        seen_ns, identity = self._call(_validate, path, *self._arguments)
         return Opened(identity, seen_ns, self._memo.find(identity))
 
     def note(self, opened: Opened, digest: str) -> None:
@@ -59,7 +82,16 @@ class AdapterOpener:
         """The content of what was opened, if it is known by now; else empty."""
         return self._memo.find(opened.identity)
 
-    @cached_property
-    def _base_fingerprint(self) -> str | None:
-        """Of the base model, where its checkpoint is a directory here; adapters that note their base are held to it."""
-        return base_fingerprint(self._model) if self._model.is_dir() else None
+
+def _validate(
+    path: str, geometry: MoEGeometry, model: Path, allowed_roots: Sequence[Path] | None
+) -> tuple[int, Identity]:
+    real = resolve_adapter_path(path, allowed_roots)
+    seen_ns, identity = time.time_ns(), directory_identity(real)
+    open_adapter(real, geometry, allowed_roots=allowed_roots, base_fingerprint=_fingerprint(model))
+    return seen_ns, identity
+
+
+@cache
+def _fingerprint(model: Path) -> str | None:
+    return base_fingerprint(model) if model.is_dir() else None

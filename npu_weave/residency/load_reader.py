@@ -6,14 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 
-from npu_weave.adapters.adapter import ExpertTensors, open_adapter
-from npu_weave.adapters.geometry import MoEGeometry
+from npu_weave.adapters.adapter import ExpertTensors
 from npu_weave.adapters.paths import resolve_adapter_path
 from npu_weave.errors import AdapterError, WeaveError
 from npu_weave.experts.packed import PackedAdapter, PackedLayer
 from npu_weave.experts.placement import ONE_RANK, ExpertPlacement
 from npu_weave.experts.port import MoELayerPort
-from npu_weave.residency.expert_reads import ExpertReads
+from npu_weave.residency.expert_reads import AdapterSource
 from npu_weave.residency.load_identity import Identity, directory_identity
 
 
@@ -22,13 +21,17 @@ class AdapterReader:
 
     def __init__(
         self,
-        geometry: MoEGeometry,
+        source: AdapterSource,
         ports: Mapping[int, MoELayerPort],
         *,
         allowed_roots: Sequence[Path] | None = None,
         placement: ExpertPlacement = ONE_RANK,
     ) -> None:
-        self._geometry = geometry
+        """
+        Args:
+            source: reads and hashes; what it reads is packed here.
+        """
+        self._source = source
         self._ports = ports
         self._placement = placement
         self._allowed_roots = allowed_roots
@@ -53,16 +56,15 @@ class AdapterReader:
         """
         real = resolve_adapter_path(path, self._allowed_roots)
         self._check_state(real, identity)
-        adapter = open_adapter(path, self._geometry, allowed_roots=self._allowed_roots)
         layers = {}
 
         def check() -> None:
             if cancelled():
                 raise load_cancelled(name)
 
-        with ExpertReads(adapter, check) as reads:
+        with self._source.open(path, check) as reads:
             following = iter(reads)
-            for index, experts in adapter.experts.items():
+            for index, experts in reads.experts.items():
                 tensors, digests = zip(*islice(following, len(experts)), strict=True)
                 layers[index] = self._pack(index, dict(zip(experts, tensors, strict=True)), digests)
                 reads.give_back(tensors)

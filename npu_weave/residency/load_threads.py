@@ -18,7 +18,7 @@ def background_threads(name: str, count: int = 1, cpus: Collection[int] | None =
         name: of the threads.
         cpus: processors they may use; None leaves them those of the thread that starts them.
     """
-    return ThreadPoolExecutor(count, thread_name_prefix=name, initializer=_stand_back, initargs=(cpus,))
+    return ThreadPoolExecutor(count, thread_name_prefix=name, initializer=stand_back, initargs=(cpus,))
 
 
 def process_is_ending() -> bool:
@@ -26,7 +26,8 @@ def process_is_ending() -> bool:
     return thread._shutdown  # what its own threads go by; there is no other way to learn of it in time
 
 
-def _stand_back(cpus: Collection[int] | None) -> None:
+def stand_back(cpus: Collection[int] | None = None) -> None:
+    """Have this thread, and those it starts, run when nobody else wants the processor."""
     thread_id = threading.get_native_id()
     os.setpriority(os.PRIO_PROCESS, thread_id, 19)
     with suppress(OSError):  # a sandbox that forbids it

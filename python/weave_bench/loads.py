@@ -24,6 +24,7 @@ from npu_weave.adapters.fresh_memory import fresh_tensor
 from npu_weave.experts.bank import ExpertBank
 from npu_weave.experts.packed import PackedAdapter
 from npu_weave.memory import HostDriver
+from npu_weave.residency.expert_reads import LocalSource
 from npu_weave.residency.load_reader import AdapterReader
 from weave_bench.adapter_files import geometry_of, write_adapter
 from weave_bench.plain_layer import Geometry, PlainLayer, close, plain_bank
@@ -214,7 +215,7 @@ def page_costs(repeat: int) -> dict[str, list[float]]:
 def _packed(path: Path, geometry: Geometry) -> PackedAdapter:
     """As the worker of an engine reads an adapter: open, check, read, digest, pack."""
     ports = {index: PlainLayer(index, geometry) for index in range(geometry.layers)}
-    reader = AdapterReader(geometry_of(geometry), ports)
+    reader = AdapterReader(LocalSource(geometry_of(geometry)), ports)
     return reader.read(path.name, str(path), "", None, lambda: False)
 
 

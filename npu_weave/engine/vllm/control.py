@@ -22,6 +22,7 @@ from npu_weave.engine.vllm.static_adapters import StaticAdapters
 from npu_weave.engine.vllm.status import ServiceRecord, StatusReports
 from npu_weave.engine.vllm.workers import WorkerGroup
 from npu_weave.errors import IntegrityError, WeaveError
+from npu_weave.residency.background_process import process_for_calls
 from npu_weave.residency.directory import AdapterDirectory, Revision
 from npu_weave.residency.load_opener import AdapterOpener
 from npu_weave.residency.load_threads import background_threads
@@ -84,7 +85,7 @@ class AdapterControl:
         self._loads = AdapterLoads(
             self._workers,
             self._directory,
-            AdapterOpener(geometry, Path(vllm_config.model_config.model), config.roots),
+            AdapterOpener(geometry, Path(vllm_config.model_config.model), config.roots, call=process_for_calls().call),
             background_threads("npu-weave-open"),
             make_room=self._make_room,
             ended=self._load_ended,

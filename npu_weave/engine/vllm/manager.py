@@ -25,6 +25,7 @@ from npu_weave.residency.load_identity import Identity
 from npu_weave.residency.load_reader import AdapterReader
 from npu_weave.residency.load_threads import background_threads
 from npu_weave.residency.loader import AdapterLoader, LoadState
+from npu_weave.residency.remote_reads import RemoteSource
 from npu_weave.residency.store import AdapterStore
 
 logger = init_logger("vllm.npu_weave.worker")
@@ -75,7 +76,7 @@ class WeaveAdapterManager:
         )
         self.store = AdapterStore(bank, HostCache(self._config.host_cache), host_limit=self._host_limit)
         reader = AdapterReader(
-            self.geometry,
+            RemoteSource(self.geometry, self._config.roots),
             {port.index: port for port in ports},
             allowed_roots=self._config.roots,
             placement=placement,
