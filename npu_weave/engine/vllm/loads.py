@@ -24,7 +24,7 @@ from npu_weave.residency.pins import Pins
 
 logger = init_logger("vllm.npu_weave.core")
 
-ASK_SECONDS = 0.02
+ASK_SECONDS = 0.05
 """Time between two questions to the workers how their loads stand."""
 
 
