@@ -93,7 +93,7 @@ class BackgroundProcess:
                     process_group=0,  # an interrupt from the keyboard is for the engine
                 )
             self._channel = Channel(ours)
-            self._finalizer = weakref.finalize(self, _end, self._process, self._channel)
+            self._finalizer = weakref.finalize(self, _end, self._process, self._channel, os.getpid())
         return self._process, self._channel
 
     def _end(self) -> None:
@@ -127,8 +127,10 @@ def _answer(channel: Channel, function: Callable[..., Any], args: tuple[Any, ...
         channel.send(value)
 
 
-def _end(process: subprocess.Popen[bytes], channel: Channel) -> None:
+def _end(process: subprocess.Popen[bytes], channel: Channel, owner: int) -> None:
     channel.close()
+    if os.getpid() != owner:
+        return  # a fork of the engine ends, not the engine
     process.kill()  # it only reads, and nothing waits for it
     process.wait()
 

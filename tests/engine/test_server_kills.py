@@ -33,6 +33,9 @@ NAMES = 40
 """Adapters of the catalogue; each is fetched and loaded when it is first asked for."""
 
 
+READER = "npu_weave.residency.background_process"
+
+
 class Place:
     """What a server is started with: directories, and its command line.
 
@@ -67,7 +70,7 @@ def processes(server: Server, title: str) -> list[int]:
     found = []
     for pid in server_processes(server.process.pid):
         try:
-            line = Path(f"/proc/{pid}/cmdline").read_bytes()
+            line = Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ")
         except FileNotFoundError:
             continue
         if title.encode() in line:
@@ -115,7 +118,7 @@ def place(family: TinyFamily, tmp_path: Path, request: pytest.FixtureRequest) ->
 
 @pytest.mark.parametrize(
     ("place", "victim"),
-    [((), "npu_weave"), ((), "EngineCore"), (("--tensor-parallel-size", "2"), "Worker")],
+    [((), "npu_weave serve"), ((), "EngineCore"), (("--tensor-parallel-size", "2"), "Worker")],
     indirect=["place"],
     ids=["server", "engine", "worker"],
 )
@@ -138,3 +141,33 @@ def test_killed_while_it_loads_it_comes_back(place: Place, victim: str) -> None:
         for name in ("c0", f"c{NAMES - 1}"):
             again.complete(name, PROMPTS[0])
     assert not place.half_written()
+
+
+@pytest.mark.parametrize("place", [()], indirect=True, ids=["reader"])
+def test_a_reader_killed_while_it_loads_costs_no_more_than_the_load(place: Place) -> None:
+    """The processes that read adapters end again and again; the server stays, and says of each load how it ended."""
+    body = {"lora_name": "late", "lora_path": str(place.late)}
+    with launched_server(**place.arguments) as server:
+        (before,) = server.complete("declared", PROMPTS[0])
+        stop, refused = threading.Event(), []
+
+        def load_and_unload() -> None:
+            while not stop.is_set():
+                response = server.client.post("/v1/load_lora_adapter", json=body)
+                if response.status_code != 200:
+                    refused.append(response.text)
+                else:
+                    server.client.post("/v1/unload_lora_adapter", json=body).raise_for_status()
+
+        with ThreadPoolExecutor(1) as pool:
+            client = pool.submit(load_and_unload)
+            for _ in range(4):
+                eventually(lambda: len(processes(server, READER)) == 2, "the engine core's and the worker's")
+                for pid in processes(server, READER):
+                    os.kill(pid, signal.SIGKILL)
+                assert server.complete("declared", PROMPTS[0]) == [before]
+            stop.set()
+            client.result(60)
+        assert all("LOAD_PROCESS_LOST" in each for each in refused), refused
+        assert server.load("late", place.late).status_code == 200
+        assert server.complete("declared", PROMPTS[0]) == [before]
