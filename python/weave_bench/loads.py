@@ -213,7 +213,7 @@ def page_costs(repeat: int) -> dict[str, list[float]]:
 
 
 def _packed(path: Path, geometry: Geometry) -> PackedAdapter:
-    """As the worker of an engine reads an adapter: open, check, read, digest, pack."""
+    """As for the worker of an engine, but in this process: open, check, read, digest, pack."""
     ports = {index: PlainLayer(index, geometry) for index in range(geometry.layers)}
     reader = AdapterReader(LocalSource(geometry_of(geometry)), ports)
     return reader.read(path.name, str(path), "", None, lambda: False)

@@ -70,7 +70,8 @@ def footprint_table(rows: Sequence[Row]) -> Table:
 
 
 _SHOWS = (
-    "Nearly all memory here is Python, torch and vLLM in three processes an engine, and the touched part of the KV "
+    "Nearly all memory here is Python, torch and vLLM in three processes an engine (and torch in two more that read "
+    "adapters for npu-weave), and the touched part of the KV "
     "cache: the small model weighs 7 MiB and an adapter 1 MiB. So the table shows that an engine's own processes are "
     "paid once instead of once a model, and that adapters cost next to nothing; what experts take, part `memory` "
     "measures at full size. KV tokens are bought with the same bytes on both sides: on a device the merged "
