@@ -143,7 +143,7 @@ def test_killed_while_it_loads_it_comes_back(place: Place, victim: str) -> None:
     assert not place.half_written()
 
 
-@pytest.mark.parametrize("place", [()], indirect=True, ids=["reader"])
+@pytest.mark.parametrize("place", [("--host-cache", "0")], indirect=True, ids=["reader"])
 def test_a_reader_killed_while_it_loads_costs_no_more_than_the_load(place: Place) -> None:
     """The processes that read adapters end again and again; the server stays, and says of each load how it ended."""
     body = {"lora_name": "late", "lora_path": str(place.late)}
@@ -161,7 +161,7 @@ def test_a_reader_killed_while_it_loads_costs_no_more_than_the_load(place: Place
 
         with ThreadPoolExecutor(1) as pool:
             client = pool.submit(load_and_unload)
-            for _ in range(4):
+            for _ in range(3):
                 eventually(lambda: len(processes(server, READER)) == 2, "the engine core's and the worker's")
                 for pid in processes(server, READER):
                     os.kill(pid, signal.SIGKILL)
