@@ -161,7 +161,7 @@ def test_a_reader_killed_while_it_loads_costs_no_more_than_the_load(place: Place
 
         with ThreadPoolExecutor(1) as pool:
             client = pool.submit(load_and_unload)
-            for _ in range(3):
+            for _ in range(2):
                 eventually(lambda: len(processes(server, READER)) == 2, "the engine core's and the worker's")
                 for pid in processes(server, READER):
                     os.kill(pid, signal.SIGKILL)
