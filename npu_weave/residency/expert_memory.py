@@ -45,10 +45,13 @@ class SpareMemory:
 
 
 class SharedMemory:
-    """Memory of experts that two processes see, by a descriptor. Where nobody has written, it takes none.
+    """A context with memory of experts that two processes see, by a descriptor.
+
+    Where nobody has written, it takes no pages; at its end all of them are returned, and what is left are zeros.
+    References cannot say when: an error's traceback keeps those of the load that it ended.
 
     Attributes:
-        descriptor: of the memory; closed with this object.
+        descriptor: of the memory; closed at the end.
         experts: as many as asked for, as tensors over it.
     """
 
@@ -65,12 +68,12 @@ class SharedMemory:
         self.descriptor = os.memfd_create("npu-weave-experts") if descriptor is None else descriptor
         if descriptor is None:
             os.ftruncate(self.descriptor, count * stride)
-        memory = mmap.mmap(self.descriptor, count * stride)
+        self._memory = mmap.mmap(self.descriptor, count * stride)
         self.experts: list[ExpertTensors] = []
         for slot in range(count):
             parts, at = {}, slot * stride
             for name, shape in shapes.items():
-                flat = torch.frombuffer(memory, dtype=geometry.dtype, count=math.prod(shape), offset=at)
+                flat = torch.frombuffer(self._memory, dtype=geometry.dtype, count=math.prod(shape), offset=at)
                 parts[name], at = flat.view(shape), at + nbytes[name]
             self.experts.append(ExpertTensors(**parts))
         self._slot_of = {experts.gate.data_ptr(): slot for slot, experts in enumerate(self.experts)}
@@ -79,7 +82,11 @@ class SharedMemory:
         """Which of `experts` lies in the same memory."""
         return self._slot_of[experts.gate.data_ptr()]
 
-    def __del__(self) -> None:
+    def __enter__(self) -> SharedMemory:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._memory.madvise(mmap.MADV_REMOVE)
         os.close(self.descriptor)
 
 

@@ -69,8 +69,10 @@ class RemoteSource:
     def open(self, path: str, check: Callable[[], None]) -> Iterator[AdapterReads]:
         """`AdapterSource.open`. Raises besides WeaveError: LOAD_PROCESS_LOST."""
         count = self._geometry.num_experts + AHEAD + 1
-        memory = SharedMemory(self._geometry, count)
-        with self._process.talk(_read_there, path, self._geometry, self._allowed_roots, count) as channel:
+        with (
+            SharedMemory(self._geometry, count) as memory,
+            self._process.talk(_read_there, path, self._geometry, self._allowed_roots, count) as channel,
+        ):
             assert self.pid is not None, "it talks"
             channel.send_descriptor(memory.descriptor, self.pid)
             try:
@@ -84,7 +86,14 @@ def _read_there(
     channel: Channel, path: str, geometry: MoEGeometry, allowed_roots: Sequence[Path] | None, count: int
 ) -> None:
     """The other process's side."""
-    memory = SharedMemory(geometry, count, channel.receive_descriptor())
+    with SharedMemory(geometry, count, channel.receive_descriptor()) as memory:
+        _read_into(memory, channel, path, geometry, allowed_roots)
+    channel.send(None)
+
+
+def _read_into(
+    memory: SharedMemory, channel: Channel, path: str, geometry: MoEGeometry, allowed_roots: Sequence[Path] | None
+) -> None:
     free, stopped = SharedSlots(memory, _Stopped), threading.Event()
     returns = threading.Thread(target=_take_back, args=(channel, memory, free, stopped))
     returns.start()
@@ -105,7 +114,6 @@ def _read_there(
     except Exception as error:
         channel.send_error(error)
     returns.join()
-    channel.send(None)
 
 
 def _take_back(channel: Channel, memory: SharedMemory, free: SharedSlots, stopped: threading.Event) -> None:

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -58,8 +57,10 @@ def kill(source: RemoteSource) -> None:
     until(lambda: process.status() == psutil.STATUS_ZOMBIE)
 
 
-def nothing_shared(maps: Path) -> bool:
-    return "npu-weave-experts" not in maps.read_text()
+def shared_pages(pid: int | None) -> int:
+    """KiB of memory between disk and packing that a process sees and that has pages."""
+    areas = Path(f"/proc/{pid}/smaps").read_text().split("VmFlags:")
+    return sum(int(area.split("Rss:")[1].split()[0]) for area in areas if "npu-weave-experts" in area)
 
 
 def descriptors() -> int:
@@ -166,9 +167,22 @@ def test_it_yields_the_processor_and_has_one_thread_of_torch(source: RemoteSourc
 
 
 def test_memory_between_disk_and_packing_is_given_back(source: RemoteSource, path: Path) -> None:
-    read(source, path)
-    for pid in (os.getpid(), source.pid):
-        until(partial(nothing_shared, Path(f"/proc/{pid}/maps")), 10)
+    with source.open(str(path), lambda: None) as reads:
+        expert = next(iter(reads))[0]
+        needed = sum(part.clone().nbytes for part in expert) / 1024
+        assert shared_pages(os.getpid()) >= needed and shared_pages(source.pid) >= needed
+    assert shared_pages(os.getpid()) == shared_pages(source.pid) == 0, "though an expert is still referred to"
+
+
+def test_memory_of_a_load_that_failed_is_given_back(source: RemoteSource, path: Path) -> None:
+    class NotPacked(Exception):
+        pass
+
+    with pytest.raises(NotPacked) as error, source.open(str(path), lambda: None) as reads:
+        next(iter(reads))
+        raise NotPacked
+    assert error.tb is not None, "which keeps what the load referred to"
+    assert shared_pages(os.getpid()) == shared_pages(source.pid) == 0
 
 
 def test_opening_there_is_opening_here(path: Path, tmp_path: Path) -> None:
