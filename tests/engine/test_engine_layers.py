@@ -53,9 +53,9 @@ def test_packing_the_base_experts_gives_what_vllm_loaded(load: Load, family: Tin
 
 def test_quantised_layer_is_refused(load: Load, family: TinyFamily, monkeypatch: pytest.MonkeyPatch) -> None:
     # vLLM has a kernel for such experts where the processor has AMX only; elsewhere they are quantised without one
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    method = "vllm.model_executor.layers.quantization.online.int8.Int8OnlineMoEMethod"
-    monkeypatch.setattr(f"{method}._setup_kernel", lambda *_: None)
+    layers = "vllm.model_executor.layers"
+    monkeypatch.setattr(f"{layers}.fused_moe.experts.cpu_moe.CPUExpertsInt8._supports_current_device", lambda: True)
+    monkeypatch.setattr(f"{layers}.quantization.online.int8.Int8OnlineMoEMethod._setup_kernel", lambda *_: None)
     with pytest.raises(UnsupportedError, match="Int8") as refused:
         find_moe_layers(*load(family.base, quantization="experts_int8"))
     assert (refused.value.code, refused.value.thing) == ("LAYER_UNSUPPORTED", "model.layers.0.mlp.experts")
