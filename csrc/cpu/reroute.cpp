@@ -1,19 +1,20 @@
 #include "reroute.h"
 
 #include <ATen/Dispatch.h>
+#include <ATen/EmptyTensor.h>
 #include <ATen/MemoryOverlap.h>
 #include <ATen/Parallel.h>
-#include <ATen/ops/empty.h>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdint>
+#include <optional>
 #include <type_traits>
-#include <vector>
 
 #include "capability.h"
 #include "expert_map.h"
@@ -25,6 +26,8 @@ namespace {
 constexpr std::int64_t kGrainIds = 32768;
 // Ids that are rerouted in one loop; they and what belongs to them stay in the first-level cache.
 constexpr std::int64_t kTileIds = 1024;
+// Ids of a token that a tile has room for.
+constexpr std::int64_t kMostTopK = kTileIds;
 constexpr std::int64_t kLanes = 16;
 constexpr const char* kName = "reroute";
 
@@ -139,7 +142,7 @@ template <typename Id>
 bool reroute_tiles(const Dense<Id>& dense, std::int64_t begin, std::int64_t end) {
   const auto reroute_tile = fastest<Id>();
   const std::int64_t tile = std::max<std::int64_t>(1, kTileIds / std::max<std::int64_t>(1, dense.top_k));
-  std::vector<std::int32_t> offsets(std::min(tile, end - begin) * dense.top_k + kLanes);
+  std::array<std::int32_t, kTileIds + kLanes> offsets;
   for (std::int64_t first = begin; first < end; first += tile) {
     const std::int64_t tokens = std::min(tile, end - first);
     for (std::int64_t at = 0; at < tokens; ++at) {
@@ -163,6 +166,7 @@ bool reroute_tiles(const Dense<Id>& dense, std::int64_t begin, std::int64_t end)
 // Returns false where a slot or an id is outside of the map; `rows` are not all written then.
 template <typename Id>
 bool run_dense(const Dense<Id>& dense, std::int64_t tokens) {
+  if (tokens <= grain(dense.top_k)) return reroute_tiles(dense, 0, tokens);  // without what asks for threads
   std::atomic<bool> good{true};
   at::parallel_for(0, tokens, grain(dense.top_k), [&](std::int64_t begin, std::int64_t end) {
     if (!reroute_tiles(dense, begin, end)) good = false;
@@ -175,7 +179,7 @@ void run(const at::Tensor& topk_ids, const ExpertMap& map, const at::Tensor& out
   const auto ids = matrix<const Id>(topk_ids);
   const auto to = matrix<Id>(out);
   const std::int64_t top_k = topk_ids.size(1);
-  if (topk_ids.is_contiguous() && out.is_contiguous() && map.is_dense()) {
+  if (topk_ids.is_contiguous() && out.is_contiguous() && map.is_dense() && top_k <= kMostTopK) {
     if (run_dense<Id>({ids.data, to.data, map, top_k}, topk_ids.size(0))) return;
     TORCH_CHECK(ids.data != to.data, "reroute: topk_ids changed while they were read");
   }
@@ -206,7 +210,8 @@ void verify(const at::Tensor& topk_ids, const ExpertMap& map) {
 
 at::Tensor reroute(const at::Tensor& topk_ids, const at::Tensor& token_slots, const at::Tensor& expert_map) {
   const ExpertMap map = check(topk_ids, token_slots, expert_map);
-  at::Tensor out = at::empty(topk_ids.sizes(), topk_ids.options());
+  // without torch's dispatcher, as the call itself: see direct.h
+  at::Tensor out = at::detail::empty_cpu(topk_ids.sizes(), topk_ids.scalar_type(), false, std::nullopt);
   AT_DISPATCH_INDEX_TYPES(topk_ids.scalar_type(), "reroute", [&] { run<index_t>(topk_ids, map, out); });
   return out;
 }

@@ -31,6 +31,7 @@ class TokenSlots:
     def __init__(self, capacity: int, device: torch.device, *, ranks: int = 1) -> None:
         self.capacity = capacity
         self.used = 0
+        self._step = 0
         self._host = torch.zeros(capacity, dtype=torch.int32)
         self._array: npt.NDArray[np.int32] = self._host.numpy()
         self.buffer = self._host if device.type == "cpu" else torch.zeros(capacity, dtype=torch.int32, device=device)
@@ -42,7 +43,6 @@ class TokenSlots:
         tokens: npt.NDArray[np.integer],
         slot_of_revision: npt.NDArray[np.int32],
         last_used: npt.NDArray[np.int64],
-        step: int,
     ) -> bool:
         """Give the slot of each request's revision to each of its tokens, in batch order. Mutates the buffer.
 
@@ -50,7 +50,7 @@ class TokenSlots:
             revisions: ``[requests]``.
             tokens: ``[requests]`` scheduled tokens of each request.
             slot_of_revision: ``[revisions]``, -1 for none.
-            last_used: ``[slots]``; `step` is noted for those of the requests. Mutated.
+            last_used: ``[slots]``; a number that grows with every call is noted for those of the requests. Mutated.
 
         Returns:
             Whether all revisions have a slot; nothing is changed where one has none.
@@ -59,7 +59,8 @@ class TokenSlots:
             IntegrityError: TOKENS_BEYOND_BUFFER, the step has more tokens than the engine said it ever would.
         """
         before = self.used
-        count = fill_token_slots(revisions, tokens, slot_of_revision, last_used, step, self._array, before)
+        self._step += 1
+        count = fill_token_slots(revisions, tokens, slot_of_revision, last_used, self._step, self._array, before)
         if count < 0:
             return False
         if count > self.capacity:

@@ -39,7 +39,8 @@ class AdapterStore:
         staged: revision -> host copy.
         cache: host copies that no revision uses. Without a limit in bytes it takes what `staged` leaves of
             `host_limit` adapters.
-        last_used: int64 ``[slots + 1]``, the step that used each slot last; what eviction goes by.
+        last_used: int64 ``[slots + 1]``, greater the later a slot was used by a step (`TokenSlots.fill`); what eviction
+            goes by.
         evictions: adapters that left a slot for another since the start.
     """
 
@@ -51,7 +52,6 @@ class AdapterStore:
         self._slot_of: dict[int, int] = {}
         self._pinned: set[int] = set()
         self._preparing: _Preparing | None = None
-        self._step = 0
         self.evictions = 0
         self.last_used: npt.NDArray[np.int64] = np.zeros(bank.slots + 1, dtype=np.int64)
 
@@ -166,11 +166,6 @@ class AdapterStore:
             self._slot_of[revision] = slot
             installed.append(revision)
         return installed
-
-    def next_step(self) -> int:
-        """Number of the step that begins; to be noted in `last_used` for the slots it uses."""
-        self._step += 1
-        return self._step
 
     def pin(self, revision: int) -> bool:
         """Keep `revision` on the device until it is dropped, unless a step needs all slots for others.

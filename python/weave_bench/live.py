@@ -45,9 +45,9 @@ COLUMNS = {
 }
 _SHOWS = (
     "Files come from the system's page cache and nothing from the host cache, so every load opens, checks, hashes, "
-    "packs and copies its experts. All of that happens on threads beside the one that runs the steps, and on a machine "
-    "with few cores they share these with it: what loads cost here is mostly the processor that they use. On a device "
-    "steps run elsewhere, and loads share the path to its memory instead."
+    "packs and copies its experts. Processes beside the engine open, check and hash, a thread of it packs and copies, "
+    "all with the lowest priority. On a machine with few cores they share these with the steps, and caches and memory "
+    "in any case. On a device steps run elsewhere, and loads share the path to its memory instead."
 )
 
 

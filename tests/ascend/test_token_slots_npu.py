@@ -18,7 +18,7 @@ torch.npu.synchronize()
 seen, began = [], time.monotonic()
 for step in range(6):
     tokens = np.array([step, 1 if step == 2 else 0], dtype=np.int32)
-    slots.fill(np.array([step, 9]), tokens, lookup, last_used, step)
+    slots.fill(np.array([step, 9]), tokens, lookup, last_used)
     seen.append(slots.buffer + 0)
 filled = time.monotonic() - began
 torch.npu.synchronize()

@@ -144,7 +144,7 @@ class Lives(RuleBasedStateMachine):
         assert needed <= self.store.resident.keys()
         evicted = before.keys() - self.store.resident.keys()
         assert len(evicted) == max(0, len(before) + len(installed) - self.slots), "no more than it takes"
-        self.store.last_used[[self.store.resident[revision] for revision in needed]] = self.store.next_step()
+        self.store.last_used[[self.store.resident[revision] for revision in needed]] = self.store.last_used.max() + 1
 
     @rule(data=st.data(), fault=LOAD_FAULTS | UNLOAD_FAULTS)
     def activate_with_fault(self, data: st.DataObject, fault: tuple[str, int]) -> None:

@@ -55,8 +55,9 @@ def replace_manager(module: ModuleType) -> None:
     def wrap_step(original: _Method) -> _Method:
         @functools.wraps(original)
         def set_active_loras(self: Any, input_batch: Any, num_scheduled_tokens: Any, *args: Any, **kwargs: Any) -> None:
-            set_step = getattr(getattr(self, "lora_manager", None), "set_step", None)
-            if set_step is None:
+            try:
+                set_step = self.lora_manager.set_step
+            except AttributeError:  # vLLM's own manager, or none
                 original(self, input_batch, num_scheduled_tokens, *args, **kwargs)
             else:
                 set_step(input_batch.request_lora_mapping[: input_batch.num_reqs], num_scheduled_tokens)

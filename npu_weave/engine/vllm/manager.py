@@ -196,11 +196,10 @@ class WeaveAdapterManager:
         """
         if self._compare is not None:
             self.begin_service()
-        step = self.store.next_step()
-        if self.token_slots.fill(revisions, tokens, self._lookup, self.store.last_used, step):
+        if self.token_slots.fill(revisions, tokens, self._lookup, self.store.last_used):
             return
         self._activate(revisions)
-        if not self.token_slots.fill(revisions, tokens, self._lookup, self.store.last_used, step):
+        if not self.token_slots.fill(revisions, tokens, self._lookup, self.store.last_used):
             raise _unknown(int(revisions.max()))  # never: all are in slots now, and a step with others' is not to be
 
     def set_active_adapters(self, adapter_requests: Collection[Any], mapping: Any) -> None:

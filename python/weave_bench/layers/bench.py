@@ -48,7 +48,7 @@ class Scale:
         return [*map(decode, self.decode), *map(prefill, self.prefill)]
 
 
-FULL = Scale(layers=2, pairs=60, adapters=(1, 5, 10, 20), decode=(1, 4, 16, 32), prefill=(128, 512), turns=30)
+FULL = Scale(layers=2, pairs=60, adapters=(1, 5, 10, 20), decode=(1, 4, 16, 32), prefill=(128, 256), turns=30)
 QUICK = Scale(layers=1, pairs=10, adapters=(1, 5, 20), decode=(1, 16, 32), prefill=(128,), turns=10)
 
 
