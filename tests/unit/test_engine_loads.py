@@ -35,9 +35,9 @@ def disk(tmp_path_factory: pytest.TempPathFactory) -> Disk:
     return {number: disk_adapter(root / f"a{number}", experts, number) for number, experts in EXPERTS.items()}
 
 
-@pytest.fixture
-def core(tmp_path: Path) -> Iterator[Core]:
-    made = Core(tmp_path / "no checkpoint here", SLOTS, HOST)
+@pytest.fixture(params=[False, True], ids=["idle", "stepping"])
+def core(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Core]:
+    made = Core(tmp_path / "no checkpoint here", SLOTS, HOST, stepping=request.param)
     yield made
     made.close()
 
@@ -50,6 +50,20 @@ def test_a_load_ends_on_all_ranks(core: Core, disk: Disk) -> None:
     for rank in core.ranks:
         check_served(rank.store.bank, {1: disk[1][1]})
     assert core.control.add(lora(disk, 1)) is True, "there already"
+
+
+def test_no_step_waits_while_adapters_come_and_go(disk: Disk, tmp_path: Path) -> None:
+    """What workers are told goes ahead of a step, and what they answer comes with it."""
+    core = Core(tmp_path / "no checkpoint here", SLOTS, HOST, stepping=True)
+    for number in (1, 2, 1):
+        loaded = begin(core, lora(disk, number))
+        until(lambda: (core.poll(), not core.control.busy)[1])
+        assert loaded.result(0) and all(core.staged())
+        assert core.control.remove(number)
+        core.poll()
+        assert core.staged() == [set(), set()]
+    assert core.waited == 0
+    core.close()
 
 
 def test_callers_and_requests_of_one_name_share_a_load(core: Core, disk: Disk) -> None:
@@ -79,7 +93,7 @@ def test_requests_that_arrive_on_32_threads_share_a_load(core: Core, disk: Disk)
     with ThreadPoolExecutor(32) as threads:
         for ready in threads.map(lambda request: core.preprocess_add_request(request)[0], arrived):
             core.control.submit(ready, core.enter)
-            core.control.poll()
+            core.poll()
     core.settle()
     assert len(core.scheduler.requests) == 32 and core.control.reports.loads()["begun"] == 1
 
@@ -99,7 +113,7 @@ def test_requests_go_on_while_others_wait(core: Core, disk: Disk) -> None:
     core.request("waits", lora(disk, 2))
     core.request("base", None)
     core.request("goes on", lora(disk, 1))
-    core.control.poll()
+    core.poll()
     assert set(core.scheduler.requests) == {"base", "goes on"}
     for rank in core.ranks:
         rank.reader.gate.set()
@@ -154,7 +168,7 @@ def test_taken_out_of_service_while_it_is_loaded(moment: str, core: Core, disk: 
     loaded = begin(core, lora(disk, 1))
     core.request("held", lora(disk, 1))
     if moment != "queued":
-        until(lambda: (core.control.poll(), bool(core.ranks[1].reader.seen))[1])
+        until(lambda: (core.poll(), bool(core.ranks[1].reader.seen))[1])
     if moment == "reads":
         core.ranks[0].reader.gate.set()
         core.ranks[0].reach(1, "read")
@@ -200,7 +214,7 @@ def test_requests_beyond_an_adapters_limit_wait_and_a_stopping_engine_gives_them
         assert set(core.scheduler.requests) == {"a", "other"} and core.control.busy
         core.control.abort(["b"])
         core.finish("a")
-        core.control.poll()
+        core.poll()
         assert set(core.scheduler.requests) == {"c", "other"} and not core.control.busy
         core.request("late", lora(disk, 1))
         core.control.abandon()
@@ -302,7 +316,7 @@ def test_a_load_that_needs_no_reading_does_not_overtake_an_earlier_one_of_its_id
         rank.reader.gate.clear()
     begin(core, lora(disk, 1, 7))
     begin(core, lora(disk, 2, 7))
-    until(lambda: (core.control.poll(), "adapter7" in core.ranks[1].reader.seen)[1])
+    until(lambda: (core.poll(), "adapter7" in core.ranks[1].reader.seen)[1])
     for rank in core.ranks:
         rank.reader.gate.set()
     core.settle()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -20,7 +21,7 @@ from npu_weave.engine.vllm.loads import AdapterLoads, Load
 from npu_weave.engine.vllm.quota import AdapterQuota, request_cancelled
 from npu_weave.engine.vllm.static_adapters import StaticAdapters
 from npu_weave.engine.vllm.status import ServiceRecord, StatusReports
-from npu_weave.engine.vllm.workers import WorkerGroup
+from npu_weave.engine.vllm.workers import Answer, WorkerGroup
 from npu_weave.errors import IntegrityError, WeaveError
 from npu_weave.residency.background_process import process_for_calls
 from npu_weave.residency.directory import AdapterDirectory, Revision
@@ -96,6 +97,7 @@ class AdapterControl:
             self._directory, self._record, self._workers, self._loads, self._quota, self._in_flight,
             slots=lora_config.max_loras,
         )  # fmt: skip
+        self._dropping: deque[Answer] = deque()
         # an engine inside its caller has no loop of its own that would go on meanwhile
         self._waits = not hasattr(core, "input_queue")
         self._drain_timeout = None if self._waits else config.drain_timeout
@@ -217,7 +219,9 @@ class AdapterControl:
             self._directory.release(request_id)
 
     def collect(self) -> None:
-        """Drop retired revisions that nobody uses any more, and host copies beyond the limit."""
+        """Drop retired revisions that nobody uses any more, and host copies beyond the limit; raises if that failed."""
+        while self._dropping and self._dropping[0].done():
+            self._dropping.popleft().result()
         if not self._directory.has_idle_work:
             return
         if self._drain_timeout is not None:
@@ -242,7 +246,7 @@ class AdapterControl:
         for request, enter in self._quota.release():
             self._let_in(_Held(request, enter), waited=True)
         if len(self._loads):
-            self._loads.poll(may_wait=not self._core.batch_queue)
+            self._loads.poll(may_wait=self._may_wait)
         if self.busy and not self._core.scheduler.has_requests():
             time.sleep(IDLE_SECONDS)
 
@@ -293,6 +297,11 @@ class AdapterControl:
         return True
 
     # --- inside ---
+
+    @property
+    def _may_wait(self) -> bool:
+        """Whether workers answer at once and no step waits for them."""
+        return self._waits or not (self._core.batch_queue or self._core.scheduler.has_requests())
 
     def _admitted(self, request: EngineCoreRequest | Request) -> EngineCoreRequest | Request:
         """The request of the scheduler, if its adapter is in service by now."""
@@ -378,9 +387,12 @@ class AdapterControl:
 
     def _make_room(self, revision: Revision) -> None:
         for idle in self._directory.surplus(set(self._in_flight.revisions()), room_for=revision):
-            self._drop(idle)
+            self._drop(idle, wait=True)
 
-    def _drop(self, revision: Revision) -> None:
+    def _drop(self, revision: Revision, *, wait: bool = False) -> None:
+        """Whatever workers are told later finds it done; a step that is due need not wait for the answer."""
         if revision.staged:
-            self._workers.run(worker_calls.drop, revision.id)
+            self._dropping.append(self._workers.send(worker_calls.drop, revision.id))
+            if wait or self._may_wait:
+                self._dropping.pop().result()
             self._directory.mark_staged(revision, False)

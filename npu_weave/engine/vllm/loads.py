@@ -13,7 +13,7 @@ from typing import Any
 from vllm.logger import init_logger
 
 from npu_weave.engine.vllm import worker_calls
-from npu_weave.engine.vllm.workers import WorkerGroup, is_failure
+from npu_weave.engine.vllm.workers import Answer, WorkerGroup, is_failure
 from npu_weave.errors import IntegrityError, WeaveError
 from npu_weave.observability.histogram import Histogram
 from npu_weave.residency.directory import AdapterDirectory, Revision
@@ -30,16 +30,18 @@ ASK_SECONDS = 0.05
 
 class Stage(Enum):
     """How far a load has come: QUEUED behind another of the same id, OPENING its files' headers, OPENED, READING in
-    the workers, COPYING into their rows. Then it is over."""
+    the workers, COPYING into their rows, PUBLISHING: the next step may use it. Then it is over."""
 
     QUEUED = auto()
     OPENING = auto()
     OPENED = auto()
     READING = auto()
     COPYING = auto()
+    PUBLISHING = auto()
 
 
-_IN_WORKERS = (Stage.READING, Stage.COPYING)
+_TAKE_TIME = (Stage.READING, Stage.COPYING)
+_IN_WORKERS = (*_TAKE_TIME, Stage.PUBLISHING)
 
 
 @dataclass(eq=False)
@@ -50,6 +52,7 @@ class Load:
         public_id, name, path: what is loaded, as the serving layer knows it.
         again: asked for by somebody who wants the files looked at again; nobody joins it then.
         revision: what it makes; that of an earlier load when only its host copy is missing (`restages`).
+        call: what the workers were last told about it, until they have answered.
         done: set when it is over: published, or its error.
         held: requests that wait for it, by id.
     """
@@ -62,6 +65,7 @@ class Load:
     stage: Stage = Stage.QUEUED
     opening: Future[Opened] | None = None
     opened: Opened | None = None
+    call: Answer | None = None
     done: Future[bool] = field(default_factory=Future)
     held: dict[str, Any] = field(default_factory=dict)
     restages: bool = False
@@ -71,10 +75,11 @@ class Load:
 class AdapterLoads:
     """Loads of one engine core. Not thread-safe: the engine core's main thread calls, between steps.
 
-    Nothing here waits: files are opened on a thread of the core, read, packed and copied on threads of every worker,
-    and `poll` moves each load on when all workers have done their part, so all ranks publish a revision or none. Loads
-    of one public id follow each other, and so does the copying of all; loads of one directory share the reading.
-    `in_order` they all follow each other.
+    Nothing here waits, and no step waits for anything here: files are opened on a thread of the core, read, packed and
+    copied on threads of every worker, which are told before a step and have answered when it is done. `poll` moves each
+    load on when all workers have done their part, so all ranks publish a revision or none. Loads of one public id
+    follow each other, and so does the copying of all; loads of one directory share the reading. `in_order` they all
+    follow each other.
     """
 
     def __init__(
@@ -184,7 +189,7 @@ class AdapterLoads:
         """Move every load on as far as it can go by now.
 
         Args:
-            may_wait: no step is running, so that the workers answer at once.
+            may_wait: no step is running or due, so that the workers answer at once and nobody else waits for them.
         """
         for load in list(self._loads):
             if load.stage is Stage.QUEUED and not self._follows(load):
@@ -193,6 +198,8 @@ class AdapterLoads:
                 self._note_opened(load, load.opening)
             if load.stage is Stage.OPENED and not self._awaits_reading(load):
                 self._attempt(load, self._begin)
+            if load.call is not None and (may_wait or load.call.done()):
+                self._attempt(load, self._take_call, load.call)
         self._ask_workers(may_wait)
 
     # --- inside ---
@@ -261,7 +268,9 @@ class AdapterLoads:
         revision = load.revision
         assert revision is not None, "opened, or there from the start"
         load.stage = Stage.READING
-        self._workers.run(worker_calls.begin_load, revision.id, revision.name, revision.path, revision.digest, identity)
+        asked = (revision.id, revision.name, revision.path, revision.digest, identity)
+        load.call = self._workers.send(worker_calls.begin_load, *asked)
+        self._ask_at = max(self._ask_at, time.monotonic() + ASK_SECONDS)
 
     def _in_service(self, load: Load, digest: str) -> Revision | None:
         """The revision in service when it is just what the load is about."""
@@ -269,8 +278,16 @@ class AdapterLoads:
         same = current is not None and (current.name, current.path, current.digest) == (load.name, load.path, digest)
         return current if same else None
 
+    def _take_call(self, load: Load, call: Answer) -> None:
+        load.call = None
+        call.result()
+        if load.stage is Stage.PUBLISHING:
+            assert load.revision is not None, "it is published"
+            self._directory.mark_staged(load.revision)
+            self._end(load, None)
+
     def _ask_workers(self, may_wait: bool) -> None:
-        if not any(load.stage in _IN_WORKERS for load in self._loads):
+        if not any(load.stage in _TAKE_TIME for load in self._loads):
             return
         if self._asked is None:
             if time.monotonic() < self._ask_at:
@@ -281,7 +298,7 @@ class AdapterLoads:
         answers, self._asked = self._asked.result(), None
         self._ask_at = time.monotonic() + ASK_SECONDS
         for load in list(self._loads):
-            if load.stage in _IN_WORKERS:
+            if load.stage in _TAKE_TIME and load.call is None:
                 self._attempt(load, self._take_answers, answers)
 
     def _take_answers(self, load: Load, answers: list[Any]) -> None:
@@ -297,7 +314,8 @@ class AdapterLoads:
         if len(digests) > 1:
             raise IntegrityError("RANKS_DISAGREE", load.name, expected="one content on all ranks", got=str(digests))
         if load.stage is Stage.COPYING:
-            self._publish(load, load.revision)
+            load.stage = Stage.PUBLISHING
+            load.call = self._workers.send(worker_calls.publish_load, load.revision.id)
         elif not any(other.stage is Stage.COPYING for other in self._loads):
             self._commit(load, load.revision, digests.pop())
 
@@ -316,12 +334,7 @@ class AdapterLoads:
             return
         self._make_room(revision)
         load.stage = Stage.COPYING
-        self._workers.run(worker_calls.commit_load, revision.id)
-
-    def _publish(self, load: Load, revision: Revision) -> None:
-        self._workers.run(worker_calls.publish_load, revision.id)
-        self._directory.mark_staged(revision)
-        self._end(load, None)
+        load.call = self._workers.send(worker_calls.commit_load, revision.id)
 
     def _end(self, load: Load, error: WeaveError | None) -> None:
         self._loads.remove(load)
