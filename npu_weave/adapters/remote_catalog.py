@@ -113,6 +113,10 @@ class RemoteCatalog:
                 target.unlink()
                 raise _failed(name, f"{got} bytes of {file.name} instead of {file.size}")
             done += file.size
+        if self._list(name) != files:  # what came may be of two revisions
+            for file in files:
+                (into / file.name).unlink()
+            raise _failed(name, "files that changed meanwhile")
 
     def _fetch(self, file: _RemoteFile, target: Path) -> Any:
         with target.open("ab") as sink:

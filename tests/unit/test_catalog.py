@@ -190,6 +190,23 @@ def test_a_file_that_is_shorter_than_it_was_said_to_be_is_no_adapter(broken: Any
     assert contents(broken.find("math")) == OWN
 
 
+def test_files_of_two_revisions_are_no_adapter(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The place changes when the first file has come; the next request gets what is there then."""
+    publish(place, "math")
+    found = catalogue(place, tmp_path)
+    fetch, later = RemoteCatalog._fetch, {**FILES, "model.safetensors": b"WEIGHTS" * 100}
+
+    def change_after(self: Any, file: Any, target: Path) -> Any:
+        yield from fetch(self, file, target)
+        publish(place, "math", later)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RemoteCatalog, "_fetch", change_after)
+        assert code_of(AdapterError, lambda: found.find("math")) == "CATALOG_DOWNLOAD_FAILED"
+    assert complete(tmp_path) == []
+    assert contents(found.find("math"))["model.safetensors"] == later["model.safetensors"]
+
+
 def test_a_place_that_does_not_answer(broken: Any) -> None:
     Broken.listing = PermissionError("no credentials")
     assert code_of(AdapterError, lambda: broken.find("math")) == "CATALOG_UNREACHABLE"
