@@ -9,7 +9,7 @@ from npu_weave.errors import CapacityError, IntegrityError
 from npu_weave.experts.admission import most_rows
 from npu_weave.experts.layer import ExpertLayer, summary
 from npu_weave.experts.packed import PackedAdapter
-from npu_weave.experts.prepared import PreparedInstall, RowCopy
+from npu_weave.experts.prepared import LeasedRow, PreparedInstall
 from npu_weave.memory.pool import PagePool
 
 
@@ -68,7 +68,7 @@ class ExpertBank:
         self._check_slot(slot, occupied=False)
         self._check_nothing_is_prepared()
         leased: list[ExpertLayer] = []
-        copies: list[RowCopy] = []
+        rows: list[LeasedRow] = []
 
         def give_back() -> None:
             self._preparing = None
@@ -83,13 +83,13 @@ class ExpertBank:
 
         try:
             for index, packed in adapter.layers.items():
-                copies += self.layers[index].lease(slot, packed, f"adapter {adapter.name!r}")
+                rows += self.layers[index].lease(slot, packed, f"adapter {adapter.name!r}")
                 leased.append(self.layers[index])
         except BaseException:
             give_back()
             raise
         self._used.add(slot)
-        self._preparing = PreparedInstall(copies, verify=self._verify, publish=publish, abort=give_back)
+        self._preparing = PreparedInstall(rows, verify=self._verify, publish=publish, abort=give_back)
         return self._preparing
 
     def remove(self, slot: int) -> None:

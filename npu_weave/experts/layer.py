@@ -13,7 +13,7 @@ from npu_weave.experts.expert_map import ExpertMap
 from npu_weave.experts.packed import PackedLayer
 from npu_weave.experts.placement import ONE_RANK, ExpertPlacement
 from npu_weave.experts.port import MoELayerPort
-from npu_weave.experts.prepared import RowCopy, row_content, row_copies
+from npu_weave.experts.prepared import LeasedRow, row_content
 from npu_weave.experts.row_users import RowUsers
 from npu_weave.experts.rows import RankedRows
 from npu_weave.memory.pool import PagePool
@@ -103,7 +103,7 @@ class ExpertLayer:
         """For each expert of `packed` the rank that it lies on."""
         return [self.placement.rank_of(expert, self.num_experts) for expert in packed.experts]
 
-    def lease(self, slot: int, packed: PackedLayer, thing: str) -> list[RowCopy]:
+    def lease(self, slot: int, packed: PackedLayer, thing: str) -> list[LeasedRow]:
         """Give every expert of `packed` a row for `slot`; nothing is copied or published yet.
 
         Content that no row holds gets a row of its own, mapped and to be copied; the rest is only counted. Until it is
@@ -122,15 +122,10 @@ class ExpertLayer:
             here = [(row, expert) for row, expert in zip(self.local(fresh), experts, strict=True) if row is not None]
             for tensor in self.tensors.values():
                 tensor.map_rows([row for row, _ in here])
-            copies = [
-                copy
+            leased = [
+                LeasedRow(tensor, row, packed.weights[name], packed.position_of[expert])
                 for name, tensor in self.tensors.items()
                 for row, expert in here
-                for copy in row_copies(
-                    tensor.row_view(row),
-                    packed.weights[name][packed.position_of[expert]],
-                    f"{self.name}.{name} row {row}",
-                )
             ]
         except BaseException:
             self._free(fresh)
@@ -144,7 +139,7 @@ class ExpertLayer:
             self.users.add(content, row)
             self.owned[slot].append(row)
         self._unpublished.add(slot)
-        return copies
+        return leased
 
     def verify(self, slot: int, packed: PackedLayer) -> None:
         """Compare all rows of this rank that `slot` reaches, shared ones too, with `packed`, bit by bit.

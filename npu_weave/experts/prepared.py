@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from npu_weave.errors import IntegrityError
 from npu_weave.memory.row_bytes import write_bits
+from npu_weave.memory.virtual_tensor import VirtualTensor
 
 PIECE_BYTES = 2 << 20
 
@@ -41,15 +43,28 @@ class RowCopy:
             raise row_content(self.name)
 
 
-def row_copies(row: torch.Tensor, source: torch.Tensor, name: str) -> Iterator[RowCopy]:
-    """A row in pieces, so that nobody who wants to stop has to wait long."""
-    if not source.is_contiguous():
-        yield RowCopy(row, source, name)
-        return
-    elements = PIECE_BYTES // source.itemsize
-    pieces = zip(torch.split(row.reshape(-1), elements), torch.split(source.reshape(-1), elements), strict=True)
-    for piece, meant in pieces:
-        yield RowCopy(piece, meant, name)
+class LeasedRow(NamedTuple):
+    """A mapped row of one expert parameter, still to be written.
+
+    Attributes:
+        tensor, row: where.
+        source: what it is to hold: row `position` of this, on the host.
+    """
+
+    tensor: VirtualTensor
+    row: int
+    source: torch.Tensor
+    position: int
+
+    def copies(self) -> list[RowCopy]:
+        """The row in pieces, so that nobody who wants to stop has to wait long."""
+        row, source = self.tensor.row_view(self.row), self.source[self.position]
+        name = f"{self.tensor.name} row {self.row}"
+        if not source.is_contiguous():
+            return [RowCopy(row, source, name)]
+        elements = PIECE_BYTES // source.itemsize
+        pieces = zip(torch.split(row.reshape(-1), elements), torch.split(source.reshape(-1), elements), strict=True)
+        return [RowCopy(piece, meant, name) for piece, meant in pieces]
 
 
 class PreparedInstall:
@@ -60,9 +75,10 @@ class PreparedInstall:
     """
 
     def __init__(
-        self, copies: Iterable[RowCopy], *, verify: bool, publish: Callable[[], None], abort: Callable[[], None]
+        self, rows: Iterable[LeasedRow], *, verify: bool, publish: Callable[[], None], abort: Callable[[], None]
     ) -> None:
-        self._copies = deque(copies)
+        self._rows = deque(rows)
+        self._copies: deque[RowCopy] = deque()  # of the first row, those not yet run
         self._verify = verify
         self._publish = publish
         self._abort = abort
@@ -81,11 +97,15 @@ class PreparedInstall:
             IntegrityError: ROW_CONTENT; to be aborted then.
         """
         with self._lock:
-            if self._ended or not self._copies:
+            if self._ended or not self._rows:
                 return False
+            if not self._copies:
+                self._copies.extend(self._rows[0].copies())
             self._copies[0].run(verify=self._verify)
             self._copies.popleft()
-            return bool(self._copies)
+            if not self._copies:
+                self._rows.popleft()
+            return bool(self._rows)
 
     def publish(self) -> None:
         """Make the adapter visible to the next step, behind a fence.
@@ -95,9 +115,9 @@ class PreparedInstall:
             IntegrityError: COPY_UNFINISHED.
         """
         with self._lock:
-            if self._ended or self._copies:
+            if self._ended or self._rows:
                 raise IntegrityError(
-                    "COPY_UNFINISHED", "install", expected="every row written", got=f"{len(self._copies)} to write"
+                    "COPY_UNFINISHED", "install", expected="every row written", got=f"{len(self._rows)} to write"
                 )
             self._publish()
             self._ended = True
@@ -107,7 +127,7 @@ class PreparedInstall:
         with self._lock:
             if not self._ended:
                 self._ended = True
-                self._copies.clear()
+                self._rows.clear()
                 self._abort()
 
 

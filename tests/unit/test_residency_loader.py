@@ -21,6 +21,7 @@ from fixtures.spoiled_rows import spoil_rows
 from npu_weave.adapters.adapter import open_adapter
 from npu_weave.errors import AdapterFileError, CapacityError, DriverError, IntegrityError
 from npu_weave.experts.packed import PackedAdapter
+from npu_weave.experts.prepared import LeasedRow, RowCopy
 from npu_weave.memory import FaultDriver, HostDriver
 from npu_weave.residency.load_identity import directory_identity
 
@@ -214,17 +215,16 @@ class SlowCopies:
         layer = rank.store.bank.layers[0]
         lease = layer.lease
 
-        def slowly(*args: Any) -> Any:
-            copies = lease(*args)
-            run = copies[1].run
-
-            def wait_and_run(*, verify: bool) -> None:
+        class SlowRow(LeasedRow):
+            def copies(this) -> list[RowCopy]:
                 self.started.set()
                 self.gate.wait(60)
-                run(verify=verify)
+                return super().copies()
 
-            object.__setattr__(copies[1], "run", wait_and_run)
-            return copies
+        def slowly(*args: Any) -> Any:
+            rows = lease(*args)
+            rows[1] = SlowRow(*rows[1])
+            return rows
 
         layer.lease = slowly  # type: ignore[method-assign]
         self.heal = lambda: layer.__dict__.pop("lease")
