@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from heapq import heapify, heappop, heappush
+from typing import Any
 
 from npu_weave.errors import CapacityError, DriverError, IntegrityError
 from npu_weave.memory.driver import Driver
@@ -18,15 +19,23 @@ class PagePool:
     """Pages of one driver, which creates none but through its one pool. Thread-safe.
 
     Pages beyond those preallocated are created when acquired, or shortly before (`stock`), and destroyed when released,
-    so that their memory is the system's again.
+    or shortly after, so that their memory is the system's again.
 
     Args:
         driver: where pages come from.
         limit_bytes: physical memory the pool may hold; None: no limit but the driver's. Whole pages count.
+        later: has another thread do something, soon; released pages are destroyed there. None: by who releases them.
     """
 
-    def __init__(self, driver: Driver, limit_bytes: int | None = None) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        limit_bytes: int | None = None,
+        *,
+        later: Callable[[Callable[[], None]], Any] | None = None,
+    ) -> None:
         self.driver = driver
+        self._later = later
         self._limit = None if limit_bytes is None else limit_bytes // driver.granularity
         self._keep = 0
         self._stocked = 0
@@ -84,7 +93,7 @@ class PagePool:
         """Ends a `stock` of this many pages; those that nobody took go back to the system."""
         with self._lock:
             self._stocked -= pages
-            self._destroy_surplus()
+            self._give_back()
 
     def acquire(self, pages: int) -> list[int]:
         """Hands out this many unmapped pages, in ascending order of handle, all or nothing.
@@ -114,7 +123,7 @@ class PagePool:
                 raise IntegrityError("PAGE_NOT_IN_USE", "page pool", expected="pages of this pool in use", got=got)
             self._used.difference_update(back)
             self._idle += back
-            self._destroy_surplus()
+            self._give_back()
 
     def check_integrity(self) -> None:
         """Raises IntegrityError ``POOL_INCONSISTENT`` unless pages in use and idle are disjoint, within the limit, and
@@ -156,9 +165,27 @@ class PagePool:
                 return False
             return True
 
+    def _give_back(self) -> None:
+        heapify(self._idle)
+        if self._later is None:
+            self._destroy(self._surplus())
+        elif self._surplus() > 0:
+            self._later(self._destroy_surplus)
+
+    def _surplus(self) -> int:
+        """Idle pages that nobody asked to keep."""
+        return max(0, min(self.idle, self.idle - max(self._keep - self.in_use, self._stocked)))
+
     def _destroy_surplus(self) -> None:
-        surplus = self.idle - max(self._keep - self.in_use, self._stocked)
-        self._destroy(max(0, min(self.idle, surplus)))
+        """One by one: between two pages the pool is free for others. A page that the driver keeps ends it."""
+        while self._destroy_one():
+            pass
+
+    def _destroy_one(self) -> bool:
+        with self._lock:
+            before = self.idle
+            self._destroy(min(1, self._surplus()))
+            return self.idle < before
 
     def _destroy(self, pages: int) -> None:
         """Destroys this many idle pages, the highest, so that those that stay lie together."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -27,6 +28,27 @@ def test_acquire_creates_and_release_destroys() -> None:
     assert (pool.in_use, pool.idle, driver.stats().pages) == (2, 0, 2)
     pool.check_integrity()
     assert pool.acquire(0) == []
+
+
+def test_released_pages_may_be_destroyed_later_or_used_before() -> None:
+    driver, waiting = FaultDriver(HostDriver()), list[Callable[[], None]]()
+    pool = PagePool(driver, limit_bytes=6 * MIB2, later=waiting.append)
+    pages = pool.acquire(5)
+    pool.release(pages[:4])
+    assert (pool.in_use, pool.idle, pool.available(), driver.stats().pages) == (1, 4, 5, 5)
+    again = pool.acquire(2)
+    assert set(again) < set(pages) and driver.stats().pages == 5, "none was made for it"
+    driver.arm(("destroy_page", 1))
+    waiting[0]()
+    assert (pool.in_use, pool.idle, driver.stats().pages) == (3, 2, 5), "the driver failed"
+    driver.arm(None)
+    pool.release(again[:1])
+    assert pool.idle == 3
+    waiting[1]()
+    assert (pool.in_use, pool.idle, driver.stats().pages) == (2, 0, 2)
+    pool.check_integrity()
+    waiting[1]()
+    assert driver.stats().pages == 2 and len(waiting) == 2
 
 
 def test_the_limit_counts_whole_pages_and_gives_all_or_nothing() -> None:

@@ -16,6 +16,7 @@ from npu_weave.experts.placement import ONE_RANK, ExpertPlacement
 from npu_weave.experts.port import MoELayerPort
 from npu_weave.memory.open import open_driver
 from npu_weave.memory.pool import PagePool
+from npu_weave.residency.load_threads import background_threads
 
 logger = init_logger("vllm.npu_weave.worker")
 
@@ -44,7 +45,7 @@ def build_bank(
     limit = None
     if config.adapter_memory is not None:
         limit = _base_bytes(ports, driver.granularity) + config.adapter_memory
-    pool = PagePool(driver, limit)
+    pool = PagePool(driver, limit, later=background_threads("npu-weave-pages").submit)
     layers = [ExpertLayer(port, pool, adapter_rows=adapter_rows, slots=slots, placement=placement) for port in ports]
     if pool.limit_pages is not None:
         # the engine sizes its KV cache after this, so the adapters' memory must be taken by now
