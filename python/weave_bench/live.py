@@ -27,7 +27,9 @@ from weave_lab.artifacts import locate
 STREAMS = (1, 8)
 WINDOW = 8.0
 """Seconds with loads, and as many without."""
-PAIRS, QUICK_PAIRS = 10, 3
+PAIRS, QUICK_PAIRS = 12, 3
+POOLED = 3
+"""Windows of either kind whose gaps make one percentile: in one alone, a hundredth of them is three or four gaps."""
 SERVED = 2
 """Adapters that answer; the others come and go."""
 _KV_BYTES = 512 << 20
@@ -36,10 +38,10 @@ _PROMPT, _TOKENS = 64, 512
 COLUMNS = {
     "p50": "ms between two tokens of a stream, without loads",
     "p50 with loads": "ms",
-    "p50 ratio": "with over without, window by window",
+    "p50 ratio": "with over without",
     "p99": "ms, without loads",
     "p99 with loads": "ms",
-    "p99 ratio": "with over without, window by window; the aim is at most 1.10",
+    "p99 ratio": "with over without; the aim is at most 1.10",
     "loads": "adapters a window that were loaded and unloaded",
     "load": "ms from the request to load an adapter to its answer",
 }
@@ -70,7 +72,7 @@ def measure(*, quick: bool) -> Part:
         "model": "wide, random weights",
         "an adapter": f"{nbytes / 2**20:.0f} MiB",
         "threads of the engine": threads,
-        "windows": f"{WINDOW:g} s, {pairs} with loads and {pairs} without, in turn",
+        "windows": f"{WINDOW:g} s, {pairs} with loads and {pairs} without, in turn; a repeat is {POOLED} of either",
     }
     table = Table("live", "Gaps between tokens while adapters come and go", COLUMNS, rows, _SHOWS)
     return Part("live", time.monotonic() - begun, quick, settings, [table])
@@ -81,13 +83,18 @@ def _row(engine: Engine, adapters: Sequence[Adapter], streams: int, pairs: int) 
     calm, busy = windows[0::2], windows[1::2]
     values: dict[str, Spread | float | None] = {}
     for name, quantile in (("p50", 50), ("p99", 99)):
-        without = [float(np.percentile(each.gaps, quantile)) * 1e3 for each in calm]
-        with_loads = [float(np.percentile(each.gaps, quantile)) * 1e3 for each in busy]
+        without, with_loads = _percentiles(calm, quantile), _percentiles(busy, quantile)
         values[name], values[f"{name} with loads"] = spread(without), spread(with_loads)
         values[f"{name} ratio"] = spread([one / other for one, other in zip(with_loads, without, strict=True)])
     values["loads"] = spread([float(len(each.loads)) for each in busy])
     values["load"] = spread([1e3 * taken for each in busy for taken in each.loads])
     return Row({"streams": streams}, values)
+
+
+def _percentiles(windows: Sequence[_Window], quantile: int) -> list[float]:
+    """Of the gaps of each `POOLED` windows, in milliseconds."""
+    pooled = [windows[first : first + POOLED] for first in range(0, len(windows), POOLED)]
+    return [float(np.percentile([gap for each in some for gap in each.gaps], quantile)) * 1e3 for some in pooled]
 
 
 class _Window:
