@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from vllm.logger import init_logger
@@ -16,7 +16,7 @@ from npu_weave.experts.placement import ONE_RANK, ExpertPlacement
 from npu_weave.experts.port import MoELayerPort
 from npu_weave.memory.open import open_driver
 from npu_weave.memory.pool import PagePool
-from npu_weave.residency.load_threads import background_threads
+from npu_weave.residency.load_threads import background_threads, process_is_ending
 
 logger = init_logger("vllm.npu_weave.worker")
 
@@ -45,7 +45,13 @@ def build_bank(
     limit = None
     if config.adapter_memory is not None:
         limit = _base_bytes(ports, driver.granularity) + config.adapter_memory
-    pool = PagePool(driver, limit, later=background_threads("npu-weave-pages").submit)
+    threads = background_threads("npu-weave-pages")
+
+    def later(work: Callable[[], None]) -> None:
+        if not process_is_ending():  # the system takes all of it then, and no thread can be asked any more
+            threads.submit(work)
+
+    pool = PagePool(driver, limit, later=later)
     layers = [ExpertLayer(port, pool, adapter_rows=adapter_rows, slots=slots, placement=placement) for port in ports]
     if pool.limit_pages is not None:
         # the engine sizes its KV cache after this, so the adapters' memory must be taken by now
