@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor, thread
 from contextlib import suppress
 
 import torch
+
+HAND_OVER_SECONDS = 5e-5
+"""After so long a thread that waits for the interpreter asks for it; Python's own 5 ms are a quarter of a step."""
 
 
 def background_threads(name: str, count: int = 1, cpus: Collection[int] | None = None) -> ThreadPoolExecutor:
@@ -27,7 +31,9 @@ def process_is_ending() -> bool:
 
 
 def stand_back(cpus: Collection[int] | None = None) -> None:
-    """Have this thread, and those it starts, run when nobody else wants the processor."""
+    """Have this thread, and those it starts, run when nobody else wants the processor, or, in this whole process, the
+    interpreter."""
+    sys.setswitchinterval(HAND_OVER_SECONDS)
     thread_id = threading.get_native_id()
     os.setpriority(os.PRIO_PROCESS, thread_id, 19)
     with suppress(OSError):  # a sandbox that forbids it
