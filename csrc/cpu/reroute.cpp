@@ -26,8 +26,6 @@ namespace {
 constexpr std::int64_t kGrainIds = 32768;
 // Ids that are rerouted in one loop; they and what belongs to them stay in the first-level cache.
 constexpr std::int64_t kTileIds = 1024;
-// Ids of a token that a tile has room for.
-constexpr std::int64_t kMostTopK = kTileIds;
 constexpr std::int64_t kLanes = 16;
 constexpr const char* kName = "reroute";
 
@@ -179,7 +177,7 @@ void run(const at::Tensor& topk_ids, const ExpertMap& map, const at::Tensor& out
   const auto ids = matrix<const Id>(topk_ids);
   const auto to = matrix<Id>(out);
   const std::int64_t top_k = topk_ids.size(1);
-  if (topk_ids.is_contiguous() && out.is_contiguous() && map.is_dense() && top_k <= kMostTopK) {
+  if (topk_ids.is_contiguous() && out.is_contiguous() && map.is_dense() && top_k <= kTileIds) {
     if (run_dense<Id>({ids.data, to.data, map, top_k}, topk_ids.size(0))) return;
     TORCH_CHECK(ids.data != to.data, "reroute: topk_ids changed while they were read");
   }

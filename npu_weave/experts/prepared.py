@@ -128,6 +128,7 @@ class PreparedInstall:
             if not self._ended:
                 self._ended = True
                 self._rows.clear()
+                self._copies.clear()
                 self._abort()
 
 

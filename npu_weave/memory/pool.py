@@ -166,15 +166,16 @@ class PagePool:
             return True
 
     def _give_back(self) -> None:
-        heapify(self._idle)
         if self._later is None:
             self._destroy(self._surplus())
-        elif self._surplus() > 0:
+            return
+        heapify(self._idle)
+        if self._surplus() > 0:
             self._later(self._destroy_surplus)
 
     def _surplus(self) -> int:
         """Idle pages that nobody asked to keep."""
-        return max(0, min(self.idle, self.idle - max(self._keep - self.in_use, self._stocked)))
+        return max(0, self.idle - max(self._keep - self.in_use, self._stocked))
 
     def _destroy_surplus(self) -> None:
         """One by one: between two pages the pool is free for others. A page that the driver keeps ends it."""

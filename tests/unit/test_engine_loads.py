@@ -20,6 +20,8 @@ from vllm.sampling_params import SamplingParams
 from vllm.v1.engine import EngineCoreRequest
 
 from npu_weave.adapters import open_adapter
+from npu_weave.engine.vllm import worker_calls
+from npu_weave.engine.vllm.workers import MOST_UNANSWERED, WorkerGroup
 from npu_weave.errors import AdapterError, AdapterFileError, ConfigError, WeaveError
 from npu_weave.residency.pins import read_pins
 
@@ -63,6 +65,19 @@ def test_no_step_waits_while_adapters_come_and_go(disk: Disk, tmp_path: Path) ->
         core.poll()
         assert core.staged() == [set(), set()]
     assert core.waited == 0
+    core.close()
+
+
+def test_few_calls_are_on_their_way_at_once(tmp_path: Path) -> None:
+    """More would fill vLLM's queues, and both sides would wait for the other."""
+    core = Core(tmp_path / "no checkpoint here", SLOTS, HOST, stepping=True)
+    workers = WorkerGroup(core)
+    answers = []
+    for _ in range(3 * MOST_UNANSWERED):
+        answers.append(workers.send(worker_calls.host_cache))
+        assert sum(not answer.done() for answer in answers) <= MOST_UNANSWERED
+    core.step()
+    assert all(answer.done() for answer in answers) and answers[0].result() == answers[-1].result()
     core.close()
 
 

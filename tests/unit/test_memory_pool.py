@@ -51,6 +51,15 @@ def test_released_pages_may_be_destroyed_later_or_used_before() -> None:
     assert driver.stats().pages == 2 and len(waiting) == 2
 
 
+def test_pages_kept_are_handed_out_lowest_first_whoever_destroys_others() -> None:
+    for later in (None, list[Callable[[], None]]().append):
+        pool = PagePool(HostDriver(), later=later)
+        pool.preallocate(6)
+        pages = pool.acquire(6)
+        pool.release(pages[5:] + pages[2:4] + pages[:2])
+        assert [pool.acquire(1) for _ in range(5)] == [[page] for page in (*pages[:4], pages[5])]
+
+
 def test_the_limit_counts_whole_pages_and_gives_all_or_nothing() -> None:
     driver = HostDriver()
     pool = PagePool(driver, limit_bytes=4 * MIB2 + MIB2 - 1)

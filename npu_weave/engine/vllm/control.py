@@ -392,7 +392,9 @@ class AdapterControl:
     def _drop(self, revision: Revision, *, wait: bool = False) -> None:
         """Whatever workers are told later finds it done; a step that is due need not wait for the answer."""
         if revision.staged:
-            self._dropping.append(self._workers.send(worker_calls.drop, revision.id))
+            answer = self._workers.send(worker_calls.drop, revision.id)
             if wait or self._may_wait:
-                self._dropping.pop().result()
+                answer.result()
+            else:
+                self._dropping.append(answer)
             self._directory.mark_staged(revision, False)
