@@ -230,24 +230,28 @@ def fail_verifying(ranks: tuple[int, ...]) -> Callable[[Any], None]:
     """A function for workers that spoils the last row written on `ranks`: found when all others are in place."""
 
     def inject(worker: Any) -> None:
-        from npu_weave.experts.prepared import row_content
+        from npu_weave.experts.prepared import LeasedRow, RowCopy, row_content
         from npu_weave.memory.row_bytes import same_bits
 
         layers = worker.model_runner.lora_manager.store.bank.layers
         last = layers[max(layers)]
         lease = last.lease
 
-        def lease_with_a_spoiler(*args: Any) -> list[Any]:
-            copies = lease(*args)
+        class Spoiler(RowCopy):
+            def run(self, *, verify: bool) -> None:
+                super().run(verify=False)
+                self.row.view(-1)[-1].add_(1)
+                if verify and not same_bits(self.row, self.source):
+                    raise row_content(self.name)
 
-            class Spoiler(type(copies[-1])):  # type: ignore[misc]
-                def run(self, *, verify: bool) -> None:
-                    super().run(verify=False)
-                    self.row.view(-1)[-1].add_(1)
-                    if verify and not same_bits(self.row, self.source):
-                        raise row_content(self.name)
+        class SpoiledRow(LeasedRow):
+            def copies(self) -> list[RowCopy]:
+                *whole, piece = super().copies()
+                return [*whole, Spoiler(piece.row, piece.source, piece.name)]
 
-            return [*copies[:-1], Spoiler(copies[-1].row, copies[-1].source, copies[-1].name)]
+        def lease_with_a_spoiler(*args: Any) -> list[LeasedRow]:
+            *rows, row = lease(*args)
+            return [*rows, SpoiledRow(*row)]
 
         if worker.rank in ranks:
             last.lease = lease_with_a_spoiler
