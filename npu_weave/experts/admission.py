@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 
 
-@dataclass
+@dataclass(eq=False)
 class _Family:
     """Adapters connected by shared content: revisions and replicas of one another, usually."""
 
@@ -33,15 +33,15 @@ def most_rows(adapters: Iterable[Collection[str]], chosen: int) -> int:
     return sum(sorted(gains, reverse=True)[:chosen])
 
 
-def _families(adapters: Iterable[Collection[str]]) -> list[_Family]:
-    families: list[_Family] = []
+def _families(adapters: Iterable[Collection[str]]) -> set[_Family]:
+    families: set[_Family] = set()
+    family_of: dict[str, _Family] = {}
     for contents in adapters:
-        family, apart = _Family(set(contents), [len(contents)]), []
-        for other in families:
-            if other.contents.isdisjoint(contents):
-                apart.append(other)
-            else:
-                family.contents |= other.contents
-                family.sizes += other.sizes
-        families = [*apart, family]
+        family = _Family(set(contents), [len(contents)])
+        for other in {family_of[content] for content in contents if content in family_of}:
+            family.contents |= other.contents
+            family.sizes += other.sizes
+            families.remove(other)
+        families.add(family)
+        family_of.update(dict.fromkeys(family.contents, family))
     return families

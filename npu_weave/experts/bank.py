@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 from npu_weave.errors import CapacityError, IntegrityError
 from npu_weave.experts.admission import most_rows
@@ -11,6 +12,9 @@ from npu_weave.experts.layer import ExpertLayer, summary
 from npu_weave.experts.packed import PackedAdapter
 from npu_weave.experts.prepared import LeasedRow, PreparedInstall
 from npu_weave.memory.pool import PagePool
+
+SLICE_EXPERTS = 8
+"""Experts whose rows are leased, or freed, at once: a fraction of a millisecond of the step thread."""
 
 
 class ExpertBank:
@@ -29,6 +33,7 @@ class ExpertBank:
         self._verify = verify
         self._used: set[int] = set()
         self._preparing: PreparedInstall | None = None
+        self._leaving: deque[tuple[ExpertLayer, int]] = deque()  # layers with rows to be freed, and how many
 
     def install(self, slot: int, adapter: PackedAdapter) -> None:
         """Put `adapter` into `slot` (1 ... slots), which must be empty, and publish it.
@@ -40,6 +45,8 @@ class ExpertBank:
         """
         prepared = self.prepare(slot, adapter)
         try:
+            while prepared.lease_next():
+                pass
             while prepared.copy_next():
                 pass
             prepared.publish()
@@ -59,37 +66,31 @@ class ExpertBank:
         return pages
 
     def prepare(self, slot: int, adapter: PackedAdapter) -> PreparedInstall:
-        """Lease the rows of `adapter` for `slot`, which must be empty. What is left of `install` can be done bit by
-        bit, and the copying by another thread.
-
-        Raises:
-            CapacityError, DriverError: nothing is changed then.
-        """
+        """As `install`, but bit by bit: nothing is leased yet, and another thread can copy."""
         self._check_slot(slot, occupied=False)
         self._check_nothing_is_prepared()
         leased: list[ExpertLayer] = []
-        rows: list[LeasedRow] = []
+
+        def lease(layers: Sequence[int]) -> list[LeasedRow]:
+            rows = []
+            for index in layers:
+                rows += self._lease(self.layers[index], slot, adapter)
+                leased.append(self.layers[index])
+            return rows
 
         def give_back() -> None:
             self._preparing = None
-            for layer in reversed(leased):
-                layer.remove(slot)
-            self._used.discard(slot)
+            self._withdraw(slot, reversed(leased))
+            self._free_all()
 
         def publish() -> None:
             self.pool.driver.fence()
             self._each(adapter, lambda layer, index: layer.publish(slot, adapter.layers[index]))
             self._preparing = None
 
-        try:
-            for index, packed in adapter.layers.items():
-                rows += self.layers[index].lease(slot, packed, f"adapter {adapter.name!r}")
-                leased.append(self.layers[index])
-        except BaseException:
-            give_back()
-            raise
         self._used.add(slot)
-        self._preparing = PreparedInstall(rows, verify=self._verify, publish=publish, abort=give_back)
+        leases = [partial(lease, layers) for layers in _slices(adapter)]
+        self._preparing = PreparedInstall(leases, verify=self._verify, publish=publish, abort=give_back)
         return self._preparing
 
     def remove(self, slot: int) -> None:
@@ -97,13 +98,32 @@ class ExpertBank:
 
         Raises:
             DriverError: the fence failed; nothing is changed then. Pages that cannot be unmapped are no failure, see
-                `ExpertLayer.remove`.
+                `ExpertLayer.free`.
+        """
+        self.withdraw(slot)
+        self._free_all()
+
+    def withdraw(self, slot: int) -> None:
+        """As `remove`, but rows and pages that nobody else uses are left to `free_next`. The slot is empty at once.
+
+        Raises:
+            DriverError: the fence failed; nothing is changed then.
         """
         self._check_slot(slot, occupied=True)
         self.pool.driver.fence()
-        for layer in self.layers.values():
-            layer.remove(slot)
-        self._used.discard(slot)
+        self._withdraw(slot, self.layers.values())
+
+    def free_next(self) -> bool:
+        """Free rows and pages of some more layers that `withdraw` left. Returns whether any are left.
+
+        Nobody need wait for that: rows and pages that an adapter lacks are freed when it comes.
+        """
+        freed = 0
+        while self._leaving and freed < SLICE_EXPERTS:
+            layer, rows = self._leaving.popleft()
+            layer.free()
+            freed += rows
+        return bool(self._leaving)
 
     def check_fits(self, adapters: Iterable[PackedAdapter], thing: str) -> None:
         """Make sure that any `slots` of `adapters` can be on the device at once, so that no activation can fail.
@@ -174,6 +194,24 @@ class ExpertBank:
                 if packed:
                     layer.verify(slot, packed)
 
+    def _lease(self, layer: ExpertLayer, slot: int, adapter: PackedAdapter) -> list[LeasedRow]:
+        packed, thing = adapter.layers[layer.index], f"adapter {adapter.name!r}"
+        try:
+            return layer.lease(slot, packed, thing)
+        except CapacityError:
+            if not self._leaving:
+                raise
+            self._free_all()  # pages of other layers: the layer's own it has freed itself
+            return layer.lease(slot, packed, thing)
+
+    def _withdraw(self, slot: int, layers: Iterable[ExpertLayer]) -> None:
+        self._leaving += [(layer, layer.withdraw(slot)) for layer in layers]
+        self._used.discard(slot)
+
+    def _free_all(self) -> None:
+        while self.free_next():
+            pass
+
     def _check_nothing_is_prepared(self) -> None:
         if self._preparing is not None:
             raise IntegrityError(
@@ -190,3 +228,17 @@ class ExpertBank:
     def _each(self, adapter: PackedAdapter, action: Callable[[ExpertLayer, int], None]) -> None:
         for index in adapter.layers:
             action(self.layers[index], index)
+
+
+def _slices(adapter: PackedAdapter) -> Iterator[list[int]]:
+    """The layers of `adapter`, in order, a few at a time: enough for `SLICE_EXPERTS`. The same on all ranks."""
+    layers: list[int] = []
+    experts = 0
+    for index, packed in adapter.layers.items():
+        layers.append(index)
+        experts += len(packed.experts)
+        if experts >= SLICE_EXPERTS:
+            yield layers
+            layers, experts = [], 0
+    if layers:
+        yield layers

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
-from collections import Counter
+import operator
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from weakref import WeakKeyDictionary
 
@@ -45,6 +47,7 @@ class ExpertLayer:
     Attributes:
         owned: slot -> for each of its experts, ascending, the row that serves it: the expert's own, or one shared with
             other slots.
+        owned_hash: of all of `owned`, kept up to date: equal on ranks that agree.
         users: how many experts of slots use each adapter row.
     """
 
@@ -71,9 +74,11 @@ class ExpertLayer:
         device = next(iter(self.tensors.values())).tensor.device
         self.map = ExpertMap(slots, placement.base_rows(port.num_experts, rows), device)
         self.owned: dict[int, list[int]] = {}
+        self.owned_hash = 0
         self._unpublished: set[int] = set()
-        self._stranded: list[list[int]] = []
+        self._leaving: list[list[int]] = []
         self._contents: WeakKeyDictionary[PackedLayer, tuple[str, ...]] = WeakKeyDictionary()
+        self._contents_on: WeakKeyDictionary[PackedLayer, dict[int, list[str]]] = WeakKeyDictionary()
 
     def contents(self, packed: PackedLayer) -> tuple[str, ...]:
         """For each expert of `packed` a name of its content. Found once.
@@ -94,10 +99,13 @@ class ExpertLayer:
         return names
 
     def contents_on(self, rank: int, packed: PackedLayer) -> list[str]:
-        """As `contents`, of the experts that lie on `rank`."""
-        return [
-            content for content, own in zip(self.contents(packed), self.ranks_of(packed), strict=True) if own == rank
-        ]
+        """As `contents`, of the experts that lie on `rank`. Found once."""
+        by_rank = self._contents_on.get(packed)
+        if by_rank is None:
+            by_rank = self._contents_on[packed] = defaultdict(list)
+            for content, own in zip(self.contents(packed), self.ranks_of(packed), strict=True):
+                by_rank[own].append(content)
+        return by_rank.get(rank, [])
 
     def ranks_of(self, packed: PackedLayer) -> list[int]:
         """For each expert of `packed` the rank that it lies on."""
@@ -112,8 +120,7 @@ class ExpertLayer:
         Raises:
             CapacityError, DriverError: nothing is changed then.
         """
-        if self._stranded:
-            self._free([])
+        self.free()
         contents, ranks = self.contents(packed), self.ranks_of(packed)
         absent = {content: position for position, content in enumerate(contents) if self.users.row_of(content) is None}
         fresh = self.rows.allocate([ranks[position] for position in absent.values()], f"{thing}, {self.name}")
@@ -128,7 +135,8 @@ class ExpertLayer:
                 for row, expert in here
             ]
         except BaseException:
-            self._free(fresh)
+            self._leaving.append(fresh)
+            self.free()
             raise
         # from here on nothing fails, so a count is never too high
         row_of = dict(zip(absent, fresh, strict=True))
@@ -138,6 +146,7 @@ class ExpertLayer:
             row = row_of[content] if held is None else held
             self.users.add(content, row)
             self.owned[slot].append(row)
+        self.owned_hash ^= self._hash_of(slot)
         self._unpublished.add(slot)
         return leased
 
@@ -159,18 +168,37 @@ class ExpertLayer:
         self.map.publish(slot, dict(zip(packed.experts, self.owned[slot], strict=True)))
         self._unpublished.discard(slot)
 
-    def remove(self, slot: int) -> None:
-        """Withdraw `slot` from the map; unmap and free the rows that no other slot uses. A slot without rows is left
-        alone.
+    def withdraw(self, slot: int) -> int:
+        """Take `slot` out of the map, and its rows from it; those that no other slot uses are left to `free`.
 
-        Rows that the driver fails to unmap are lost to the slot all the same, and stay taken until a later load or
-        removal has unmapped them.
+        Returns:
+            How many these are.
         """
         self.map.withdraw(slot)
         self._unpublished.discard(slot)
-        rows = self.owned.pop(slot, None)
-        if rows is not None:
-            self._free([row for row in rows if self.users.drop(row)])
+        if slot not in self.owned:
+            return 0
+        self.owned_hash ^= self._hash_of(slot)
+        leaving = [row for row in self.owned.pop(slot) if self.users.drop(row)]
+        self._leaving.append(leaving)
+        return len(leaving)
+
+    def free(self) -> None:
+        """Unmap and release rows that are left over.
+
+        Those that the driver fails to unmap stay taken until a later call, or a later `lease`, has unmapped them.
+        """
+        waiting, self._leaving = self._leaving, []
+        for rows in waiting:
+            here = [row for row in self.local(rows) if row is not None]
+            try:
+                for tensor in self.tensors.values():
+                    tensor.unmap_rows(tensor.mapped_rows.intersection(here))
+            except (DriverError, IntegrityError) as error:  # IntegrityError: PAGE_LOST
+                logger.error("%s: rows %s stay mapped, to be freed later: %s", self.name, rows, error)
+                self._leaving.append(rows)
+            else:
+                self.rows.release(rows)
 
     def pages_bound(self, rows: int) -> int:
         """Most pages that any `rows` adapter rows of this layer on one rank can need, however they lie."""
@@ -204,14 +232,14 @@ class ExpertLayer:
             IntegrityError: MAP_INCONSISTENT, or what the tensors' own checks find.
         """
         counts = self.users.counts
-        stranded = [row for rows in self._stranded for row in rows]
-        waiting = {row for row in self.local(stranded) if row is not None}
+        leaving = [row for rows in self._leaving for row in rows]
+        waiting = {row for row in self.local(leaving) if row is not None}
         needed = {*range(self.base_experts), *(row for row in self.local(counts) if row is not None)}
         for name, tensor in self.tensors.items():
             tensor.check_integrity()
             if tensor.mapped_rows - waiting != needed:
                 raise _inconsistent(f"{self.name}.{name}", sorted(needed), sorted(tensor.mapped_rows))
-        taken = [*counts, *stranded]
+        taken = [*counts, *leaving]
         if len(taken) != len(set(taken)) or len(taken) + self.rows.free != self.rows.total or not self.users.agrees():
             raise _inconsistent(f"{self.name} rows", "each adapter row free, used or waiting", taken)
         reached: Counter[int] = Counter()
@@ -225,6 +253,8 @@ class ExpertLayer:
             reached.update(set(leased).difference(base))
         if reached != counts or not self.owned.keys() <= set(range(1, self.map.slots + 1)):
             raise _inconsistent(f"{self.name} users of rows", counts, dict(reached))
+        if self.owned_hash != functools.reduce(operator.xor, map(self._hash_of, self.owned), 0):
+            raise _inconsistent(f"{self.name} hash of rows", self.owned, self.owned_hash)
 
     def _move_in(self, port: MoELayerPort, pool: PagePool, rows: int) -> None:
         """Virtual tensors of `rows` rows whose first hold the weights of `port`, and the port bound to them."""
@@ -252,19 +282,8 @@ class ExpertLayer:
         first = self.placement.rank * self.rows.rows_per_rank
         return [row - first if self.rows.rank_of(row) == self.placement.rank else None for row in rows]
 
-    def _free(self, rows: list[int]) -> None:
-        """Unmap and release `rows`, in whichever tensors they are mapped, and those that could not be before."""
-        waiting, self._stranded = [*self._stranded, rows], []
-        for freed in waiting:
-            here = [row for row in self.local(freed) if row is not None]
-            try:
-                for tensor in self.tensors.values():
-                    tensor.unmap_rows(tensor.mapped_rows.intersection(here))
-            except (DriverError, IntegrityError) as error:  # IntegrityError: PAGE_LOST
-                logger.error("%s: rows %s stay mapped, to be freed later: %s", self.name, freed, error)
-                self._stranded.append(freed)
-            else:
-                self.rows.release(freed)
+    def _hash_of(self, slot: int) -> int:
+        return hash((slot, *self.owned[slot]))  # of integers: the same in every process
 
 
 def _pages_bound(row_bytes: int, page: int, first: int, count: int, rows: int) -> int:

@@ -1,4 +1,4 @@
-"""An adapter on its way into a slot: its rows are leased, but not all of them copied, and none published."""
+"""An adapter on its way into a slot: not all of its rows are leased and copied yet, and none is published."""
 
 from __future__ import annotations
 
@@ -68,16 +68,26 @@ class LeasedRow(NamedTuple):
 
 
 class PreparedInstall:
-    """Made by `ExpertBank.prepare`; ends with `publish` or `abort`, which the step thread calls.
+    """Made by `ExpertBank.prepare`; ends with `publish` or `abort`.
 
-    `copy_next` may run on another thread: it touches nothing but rows that no map reaches. Until the end the bank
-    prepares and installs nothing else, as its rows could be shared before they are written.
+    The step thread calls all but `copy_next`, which may run on another: it touches nothing but rows that no map
+    reaches. Until the end the bank prepares and installs nothing else, as its rows could be shared before they are
+    written.
+
+    Args:
+        leases: what is to be leased, a few layers each; the same on all ranks.
     """
 
     def __init__(
-        self, rows: Iterable[LeasedRow], *, verify: bool, publish: Callable[[], None], abort: Callable[[], None]
+        self,
+        leases: Iterable[Callable[[], list[LeasedRow]]],
+        *,
+        verify: bool,
+        publish: Callable[[], None],
+        abort: Callable[[], None],
     ) -> None:
-        self._rows = deque(rows)
+        self._leases = deque(leases)
+        self._rows: deque[LeasedRow] = deque()
         self._copies: deque[RowCopy] = deque()  # of the first row, those not yet run
         self._verify = verify
         self._publish = publish
@@ -89,6 +99,21 @@ class PreparedInstall:
     def ended(self) -> bool:
         """Whether it was published or aborted."""
         return self._ended
+
+    def lease_next(self) -> bool:
+        """Lease and map the rows of some more layers. Returns whether any are left; copying can wait until none is.
+
+        Raises:
+            CapacityError, DriverError: it is aborted then.
+        """
+        with self._lock:
+            try:
+                if self._leases:
+                    self._rows += self._leases.popleft()()
+            except BaseException:
+                self._give_up()
+                raise
+            return bool(self._leases)
 
     def copy_next(self) -> bool:
         """Write a piece of a row, and read it back where the bank verifies. Returns whether there is more to do.
@@ -115,7 +140,7 @@ class PreparedInstall:
             IntegrityError: COPY_UNFINISHED.
         """
         with self._lock:
-            if self._ended or self._rows:
+            if self._ended or self._leases or self._rows:
                 raise IntegrityError(
                     "COPY_UNFINISHED", "install", expected="every row written", got=f"{len(self._rows)} to write"
                 )
@@ -126,10 +151,14 @@ class PreparedInstall:
         """Give the rows back. Waits for the row being written, if any; does nothing when it has ended."""
         with self._lock:
             if not self._ended:
-                self._ended = True
-                self._rows.clear()
-                self._copies.clear()
-                self._abort()
+                self._give_up()
+
+    def _give_up(self) -> None:
+        self._ended = True
+        self._leases.clear()
+        self._rows.clear()
+        self._copies.clear()
+        self._abort()
 
 
 def row_content(name: str, expert: int | None = None) -> IntegrityError:

@@ -39,7 +39,9 @@ class _Load:
         reading: gives the host copy, when pages are made for it too.
         pages: made for it (`ExpertBank.stock`).
         committed: whether the store has it.
-        copying: the writing of its rows, once it is committed; None when it has no rows to be written.
+        install: what its slot still lacks, then; None when no slot is free.
+        leased: whether all of its rows are.
+        copying: the writing of its rows, once they are leased; None when it has none.
         cancelled: tells the read to end.
         error: why it failed.
     """
@@ -49,6 +51,8 @@ class _Load:
     reading: Future[PackedAdapter] | None = None
     pages: int = 0
     committed: bool = False
+    install: PreparedInstall | None = None
+    leased: bool = False
     copying: Future[None] | None = None
     cancelled: threading.Event = field(default_factory=threading.Event)
     error: WeaveError | None = None
@@ -58,8 +62,9 @@ class AdapterLoader:
     """Loads of one worker: `begin`, `commit`, `publish`, or `cancel` at any time.
 
     All methods are called on the step thread and return at once: reading and packing run on one thread, the writing of
-    rows on another. The engine core begins a load on all ranks, commits it when all have read, publishes it when all
-    have written, and cancels it everywhere when one has failed. No step may use a revision before it is published.
+    rows on another. The engine core begins a load on all ranks, commits it, a few layers at a time, when all have read,
+    publishes it when all have written, and cancels it everywhere when one has failed. No step may use a revision before
+    it is published.
 
     Attributes:
         reader: does the reading.
@@ -103,26 +108,35 @@ class AdapterLoader:
         """Where every load stands."""
         return {revision: self._state(revision, load) for revision, load in self._loads.items()}
 
-    def commit(self, revision: int) -> None:
-        """Hand a load that has been read to the store, as `AdapterStore.prepare`, and begin to write its rows.
+    def commit(self, revision: int) -> bool:
+        """Hand a load that has been read to the store, as `AdapterStore.prepare`, lease rows of some layers, and once
+        all are leased, begin to write them.
+
+        Returns:
+            Whether layers are left, for another call.
 
         Raises:
-            CapacityError, DriverError: see `AdapterStore.prepare`; the load is over then.
+            CapacityError, DriverError: it does not fit, or its rows cannot be mapped; the load is over then.
             IntegrityError: REVISION_NOT_STAGED, there is no such load, or it has not been read.
         """
         load = self._loads.get(revision)
         packed = None if load is None else self._packed(load)
-        if load is None or packed is None or load.committed:
+        if load is None or packed is None or load.leased:
             raise IntegrityError("REVISION_NOT_STAGED", f"revision {revision}", expected="a finished read", got="none")
         try:
-            install = self._store.prepare(revision, packed)
+            if not load.committed:
+                load.install = self._store.prepare(revision, packed)
+                load.committed = True
+            if load.install is not None and load.install.lease_next():
+                return True
         except WeaveError:
             self.cancel(revision)
             raise
         self._unstock(load)
-        load.committed = True
-        if install is not None:
-            load.copying = self._copying.submit(_write_rows, install)
+        load.leased = True
+        if load.install is not None:
+            load.copying = self._copying.submit(_write_rows, load.install)
+        return False
 
     def publish(self, revision: int) -> None:
         """End a load whose rows are written: the next step may use it.
@@ -132,7 +146,7 @@ class AdapterLoader:
             IntegrityError: COPY_UNFINISHED; REVISION_NOT_STAGED, there is no such load, or it was not committed.
         """
         load = self._loads.get(revision)
-        if load is None or not load.committed:
+        if load is None or not load.leased:
             raise IntegrityError("REVISION_NOT_STAGED", f"revision {revision}", expected="a committed load", got="none")
         self._store.publish(revision)
         del self._loads[revision]
@@ -144,6 +158,7 @@ class AdapterLoader:
             return False
         load.cancelled.set()
         if load.committed:
+            self._unstock(load)
             self._store.drop(revision)
             return True
         if load.reused is not None:
@@ -175,7 +190,7 @@ class AdapterLoader:
             return {"stage": READING}
         if not load.committed:
             return {"stage": READ, "digest": packed.digest}
-        written = load.copying is None or load.copying.done()
+        written = load.leased and (load.copying is None or load.copying.done())
         return {"stage": COPIED if written else COPYING, "digest": packed.digest}
 
     def _packed(self, load: _Load) -> PackedAdapter | None:

@@ -83,17 +83,16 @@ class AdapterStore:
         self._keep_staged(revision, adapter)
 
     def prepare(self, revision: int, adapter: PackedAdapter) -> PreparedInstall | None:
-        """As `stage`, but where a slot is free its rows are only leased: `publish` ends it, or `drop`.
+        """As `stage`, but where a slot is free it is only meant for it: `publish` ends it, or `drop`.
 
         No step may use the revision before that. A step that needs the slot takes it: the revision is then staged on
         the host alone.
 
         Returns:
-            What is left to copy, by any thread; None when no slot is free.
+            What is left to lease, and then to copy, by any thread; None when no slot is free.
 
         Raises:
             CapacityError: it does not fit beside the revisions staged already; nothing is changed then.
-            DriverError: its rows cannot be mapped; nothing is changed then.
         """
         slot = self._admit(revision, adapter)
         prepared = None
@@ -133,12 +132,27 @@ class AdapterStore:
         Raises:
             DriverError: see `ExpertBank.remove`; nothing is changed then.
         """
+        known = self.withdraw(revision)
+        while known and self.free_next():
+            pass
+        return known
+
+    def withdraw(self, revision: int) -> bool:
+        """As `drop`, but rows and pages are left to `free_next`."""
         if revision not in self.staged:
             return False
-        self._evict(revision)
+        if self._preparing is not None and self._preparing.revision == revision:
+            self._stop_preparing()
+        if revision in self._slot_of:
+            self.bank.withdraw(self._slot_of[revision])
+            del self._slot_of[revision]
         self._pinned.discard(revision)
         self.keep(self.staged.pop(revision))
         return True
+
+    def free_next(self) -> bool:
+        """`ExpertBank.free_next`."""
+        return self.bank.free_next()
 
     def activate(self, revisions: Collection[int]) -> list[int]:
         """Make sure that all `revisions` are in slots, evicting idle ones (least recently used first).
@@ -197,9 +211,7 @@ class AdapterStore:
         installed the same adapters in the same order."""
         slots = sorted((slot, self.staged[revision].digest) for revision, slot in self._slot_of.items())
         layers = self.bank.layers.items()
-        return _digest(
-            slots, [(index, layer.rows.rows_per_rank, sorted(layer.owned.items())) for index, layer in layers]
-        )
+        return _digest(slots, [(index, layer.rows.rows_per_rank, layer.owned_hash) for index, layer in layers])
 
     def check_integrity(self) -> None:
         """Check slots against staged revisions, and everything below.
@@ -252,7 +264,11 @@ class AdapterStore:
         if idle:
             self.evictions += 1
             # a step's needs come before pins: it must not fail
-            return self._evict(min(idle, key=lambda each: (each in self._pinned, self.last_used[self._slot_of[each]])))
+            leaving = min(idle, key=lambda each: (each in self._pinned, self.last_used[self._slot_of[each]]))
+            slot = self._slot_of[leaving]
+            self.bank.remove(slot)
+            del self._slot_of[leaving]
+            return slot
         raise CapacityError(
             "SLOTS_EXHAUSTED",
             "step",
@@ -260,15 +276,6 @@ class AdapterStore:
             got=f"{len(wanted)}",
             remedy="raise --max-loras",
         )
-
-    def _evict(self, revision: int) -> int:
-        if self._preparing is not None and self._preparing.revision == revision:
-            self._stop_preparing()
-        slot = self._slot_of.get(revision, 0)
-        if slot:
-            self.bank.remove(slot)
-            del self._slot_of[revision]
-        return slot
 
 
 def _digest(*state: object) -> str:

@@ -62,7 +62,7 @@ class Setting:
             self.bank.memory(),
             (self.bank.pool.in_use, self.bank.pool.idle, set(self.bank._used)),
             [(layer.rows.free_rows, layer.users.counts, dict(layer.users._row_of)) for layer in layers],
-            [(dict(layer.owned), list(layer._stranded), layer.map.table.tolist()) for layer in layers],
+            [(dict(layer.owned), list(layer._leaving), layer.map.table.tolist()) for layer in layers],
             [[layer.map.rows_of(slot) for slot in range(4)] for layer in layers],
             [
                 (tensor.name, row, digest(tensor.row_view(row)))
@@ -276,7 +276,7 @@ def test_a_failed_install_that_cannot_be_undone_at_once(fault: tuple[str, int], 
     check_served(setting.bank, {1: OLD, 2: NEW})
     remove(setting)
     for layer in setting.bank.layers.values():
-        assert not layer._stranded
+        assert not layer._leaving
     setting.check({1: OLD})
     assert setting.seen()[1:6] == before[1:6]
 
@@ -291,7 +291,7 @@ def test_a_page_that_can_be_neither_unmapped_nor_mapped_again(caplog: pytest.Log
     setting.bank.remove(1)
     assert "PAGE_LOST" in caplog.text
     setting.healthy()
-    lost = [rows for layer in setting.bank.layers.values() for rows in layer._stranded]
+    lost = [rows for layer in setting.bank.layers.values() for rows in layer._leaving]
     assert len(lost) == 1
     for slot, adapter in ((1, packed({0: [0, 3], 1: [0, 1]}, 5)), (3, packed({0: [2]}, 6))):
         setting.bank.install(slot, adapter)
@@ -301,5 +301,5 @@ def test_a_page_that_can_be_neither_unmapped_nor_mapped_again(caplog: pytest.Log
         setting.bank.remove(slot)
     setting.bank.check_integrity({2: other})
     check_served(setting.bank, {2: other})
-    assert [rows for layer in setting.bank.layers.values() for rows in layer._stranded] == lost
+    assert [rows for layer in setting.bank.layers.values() for rows in layer._leaving] == lost
     setting.bank.layers[0].tensors.clear()  # cannot be closed: one page is gone

@@ -15,6 +15,7 @@ from functools import cache
 from itertools import combinations
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -22,6 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from npu_weave.adapters.adapter import ExpertTensors
 from npu_weave.errors import CapacityError, DriverError, IntegrityError
+from npu_weave.experts import bank
 from npu_weave.experts.bank import ExpertBank
 from npu_weave.experts.layer import ExpertLayer
 from npu_weave.experts.packed import PackedAdapter, PackedLayer
@@ -136,8 +138,13 @@ class FailingWeights(Mapping[str, Any]):
 class Sharing(RuleBasedStateMachine):
     """Slots of a bank against a dictionary."""
 
-    @initialize(slots=st.integers(2, 4), rows=st.integers(2, 8), pages=st.none() | st.integers(3, 10))
-    def start(self, slots: int, rows: int, pages: int | None) -> None:
+    @initialize(
+        slots=st.integers(2, 4), rows=st.integers(2, 8), pages=st.none() | st.integers(3, 10),
+        at_once=st.sampled_from([1, bank.SLICE_EXPERTS]),
+    )  # fmt: skip
+    def start(self, slots: int, rows: int, pages: int | None, at_once: int) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(bank, "SLICE_EXPERTS", at_once)
         self.driver = FaultDriver(HostDriver())
         self.slots, self.rows = slots, rows
         base = sum(len(self.pages_under(layer, set(range(EXPERTS)))) for layer in range(2))
@@ -246,15 +253,15 @@ class Sharing(RuleBasedStateMachine):
         adapter = pack(tuned, given=data.draw(st.booleans()))
         before = self.snapshot()
         self.driver.arm(None if fault is None or fault[0] == "copy" else fault)
+        install = self.bank.prepare(slot, adapter)
+        unfinished = True
         try:
-            install = self.bank.prepare(slot, adapter)
+            while unfinished and copies:
+                unfinished, copies = install.lease_next() or install.copy_next(), copies - 1
         except (DriverError, CapacityError):
             self.driver.arm(None)
-            assert self.snapshot() == before
+            assert install.ended and self.snapshot() == before
             return
-        unfinished = True
-        while unfinished and copies:
-            unfinished, copies = install.copy_next(), copies - 1
         self.bank.check_integrity(self.adapters)
         others = sorted(self.held)
         emptied = data.draw(st.sampled_from([0, *others]))
@@ -290,7 +297,7 @@ class Sharing(RuleBasedStateMachine):
         # what stayed mapped is accounted for, and freed as the next load or removal would
         self.bank.check_integrity(self.adapters)
         for layer in self.bank.layers.values():
-            layer._free([])
+            layer.free()
 
     @rule(known=st.lists(TUNED, min_size=1, max_size=5), given=st.booleans())
     def admit(self, known: list[Tuned], given: bool) -> None:
@@ -316,7 +323,7 @@ class Sharing(RuleBasedStateMachine):
             self.bank.memory(),
             (self.pool.in_use, self.pool.idle, set(self.bank._used)),
             [(layer.rows.free_rows, layer.users.counts, dict(layer.users._row_of)) for layer in layers],
-            [(dict(layer.owned), list(layer._stranded), layer.map.table.tolist()) for layer in layers],
+            [(dict(layer.owned), list(layer._leaving), layer.map.table.tolist()) for layer in layers],
             [[layer.map.rows_of(slot) for slot in range(self.slots + 1)] for layer in layers],
             [
                 (tensor.name, row, hashlib.blake2b(raw(tensor.row_view(row)).numpy().tobytes()).digest())
@@ -368,6 +375,7 @@ class Sharing(RuleBasedStateMachine):
         for layer in self.bank.layers.values():
             for tensor in layer.tensors.values():
                 tensor.close()
+        self.patch.undo()
         assert self.driver.stats().pages == self.pool.idle
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from fixtures.plain_layers import EXPERTS, LAYERS, check_served, close_banks, make_bank, packed, pages_of_live_rows
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from npu_weave.errors import CapacityError, DriverError
+from npu_weave.experts import bank
 from npu_weave.experts.packed import PackedAdapter
 from npu_weave.experts.prepared import PreparedInstall
 from npu_weave.memory import FaultDriver, HostDriver
@@ -27,8 +29,10 @@ UNLOAD_FAULTS = st.tuples(st.sampled_from(["unmap", "destroy_page", "fence"]), s
 
 
 class Lives(RuleBasedStateMachine):
-    @initialize(slots=st.integers(1, 3), rows=st.integers(3, 9))
-    def start(self, slots: int, rows: int) -> None:
+    @initialize(slots=st.integers(1, 3), rows=st.integers(3, 9), at_once=st.sampled_from([1, bank.SLICE_EXPERTS]))
+    def start(self, slots: int, rows: int, at_once: int) -> None:
+        self.patch = pytest.MonkeyPatch()
+        self.patch.setattr(bank, "SLICE_EXPERTS", at_once)
         self.driver = FaultDriver(HostDriver())
         self.slots, self.rows = slots, rows
         self.store = AdapterStore(make_bank(self.driver, adapter_rows=rows, slots=slots))
@@ -76,14 +80,14 @@ class Lives(RuleBasedStateMachine):
     @rule(count=st.integers(1, 4))
     def write(self, count: int) -> None:
         for _ in range(count if self.preparing else 0):
-            self.preparing[1].copy_next()
+            self.preparing[1].lease_next() or self.preparing[1].copy_next()
 
     @rule()
     def publish(self) -> None:
         if self.preparing is None:
             return
         (revision, install), self.preparing = self.preparing, None
-        while install.copy_next():
+        while install.lease_next() or install.copy_next():
             pass
         before, aborted = self.store.resident, install.ended
         self.store.publish(revision)
@@ -116,6 +120,19 @@ class Lives(RuleBasedStateMachine):
         assert self.store.drop(revision)
         del self.staged[revision]
         assert not self.store.drop(revision)
+
+    @rule(data=st.data())
+    def withdraw(self, data: st.DataObject) -> None:
+        """As drop, but its memory is left to `free_next`, or to whoever needs it."""
+        if not self.staged:
+            return
+        revision = data.draw(st.sampled_from(sorted(self.staged)))
+        assert self.store.withdraw(revision)
+        del self.staged[revision]
+
+    @rule()
+    def free_next(self) -> None:
+        self.store.free_next()
 
     @rule(data=st.data(), fault=UNLOAD_FAULTS)
     def drop_with_fault(self, data: st.DataObject, fault: tuple[str, int]) -> None:
@@ -172,6 +189,7 @@ class Lives(RuleBasedStateMachine):
             assert revision in self.store.resident
 
     def teardown(self) -> None:
+        self.patch.undo()
         close_banks()
 
     def stranded_rows(self) -> bool:
@@ -183,7 +201,7 @@ class Lives(RuleBasedStateMachine):
         """Frees what the driver kept mapped, as the next load or removal would; until then it is accounted for."""
         self.store.check_integrity()
         for layer in self.store.bank.layers.values():
-            layer._free([])
+            layer.free()
         assert not self.stranded_rows()
 
     def visible(self) -> tuple[Any, ...]:
@@ -197,6 +215,8 @@ class Lives(RuleBasedStateMachine):
         assert self.store.staged == self.staged
         assert len(set(self.store.resident.values())) == len(self.store.resident) <= self.slots
         check_served(self.store.bank, {slot: self.staged[each] for each, slot in self.store.resident.items()})
+        if any(layer._leaving for layer in self.store.bank.layers.values()):
+            return  # some of its memory is still that of adapters that left
         assert self.store.bank.pool.in_use == pages_of_live_rows(self.store.bank) == self.driver.stats().mapped_pages
 
 

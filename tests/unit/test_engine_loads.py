@@ -23,6 +23,7 @@ from npu_weave.adapters import open_adapter
 from npu_weave.engine.vllm import worker_calls
 from npu_weave.engine.vllm.workers import MOST_UNANSWERED, WorkerGroup
 from npu_weave.errors import AdapterError, AdapterFileError, ConfigError, WeaveError
+from npu_weave.experts import bank
 from npu_weave.residency.pins import read_pins
 
 pytestmark = pytest.mark.engine
@@ -54,17 +55,70 @@ def test_a_load_ends_on_all_ranks(core: Core, disk: Disk) -> None:
     assert core.control.add(lora(disk, 1)) is True, "there already"
 
 
-def test_no_step_waits_while_adapters_come_and_go(disk: Disk, tmp_path: Path) -> None:
+@pytest.mark.parametrize("at_once", [1, bank.SLICE_EXPERTS])
+def test_no_step_waits_while_adapters_come_and_go(
+    at_once: int, disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What workers are told goes ahead of a step, and what they answer comes with it."""
+    monkeypatch.setattr(bank, "SLICE_EXPERTS", at_once)
     core = Core(tmp_path / "no checkpoint here", SLOTS, HOST, stepping=True)
+    empty = [(rank.store.fingerprint(), rank.memory()) for rank in core.ranks]
     for number in (1, 2, 1):
         loaded = begin(core, lora(disk, number))
         until(lambda: (core.poll(), not core.control.busy)[1])
         assert loaded.result(0) and all(core.staged())
         assert core.control.remove(number)
         core.poll()
-        assert core.staged() == [set(), set()]
+        assert core.staged() == [set(), set()] and core.control.busy, "until its memory is free"
+        until(lambda: (core.poll(), not core.control.busy)[1])
+        assert [(rank.store.fingerprint(), rank.memory()) for rank in core.ranks] == empty
     assert core.waited == 0
+    core.close()
+
+
+def test_a_step_never_has_more_than_a_slice_before_it(
+    disk: Disk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both layers of an adapter are leased, and freed, one before each step."""
+    monkeypatch.setattr(bank, "SLICE_EXPERTS", 1)
+    core = Core(tmp_path / "no checkpoint here", SLOTS, HOST, stepping=True)
+
+    def changed() -> int:
+        """Layers whose rows in use are others than before."""
+        before, now = (
+            seen[-1],
+            [len(layer.tensors["w2"].mapped_rows) for layer in core.ranks[0].store.bank.layers.values()],
+        )
+        seen.append(now)
+        return sum(one != other for one, other in zip(before, now, strict=True))
+
+    seen = [[0, 0]]
+    changed()
+    for action in (lambda: begin(core, lora(disk, 1)), lambda: core.control.remove(1)):
+        action()
+        steps = []
+        while core.control.busy:
+            core.poll()
+            steps.append(changed())
+        assert sum(steps) == 2 and max(steps) == 1, seen
+    core.close()
+
+
+def test_a_drop_that_fails_is_reported_and_tried_again(disk: Disk, tmp_path: Path) -> None:
+    core = Core(tmp_path / "no checkpoint here", SLOTS, HOST)
+    begin(core, lora(disk, 1))
+    core.settle()
+    for driver in core.drivers:
+        driver.arm(("fence", 1))
+    with pytest.raises(WeaveError, match="DRIVER_FAULT_INJECTED"):
+        core.control.remove(1)
+    assert core.control.public_ids() == set() and all(core.staged()), "out of service, and still in memory"
+    assert [adapter["retired"] for adapter in core.control.reports.status()["adapters"]] == [True]
+    for driver in core.drivers:
+        driver.arm(None)
+    core.control.collect()
+    assert core.staged() == [set(), set()] and not core.control.reports.status()["adapters"]
+    core.check()
     core.close()
 
 

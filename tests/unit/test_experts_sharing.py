@@ -124,7 +124,7 @@ def test_nothing_is_installed_beside_rows_that_are_not_written_yet() -> None:
     for begin in (bank.install, bank.prepare):
         with pytest.raises(IntegrityError, match="SLOT_STATE"):
             begin(2, second)
-    while install.copy_next():
+    while install.lease_next() or install.copy_next():
         pass
     install.publish()
     bank.install(2, second)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,12 +16,13 @@ from vllm.v1.engine import EngineCoreRequest
 from npu_weave.adapters.geometry import MoEGeometry
 from npu_weave.config import WeaveConfig
 from npu_weave.engine.vllm import worker_calls
+from npu_weave.engine.vllm.drops import RevisionDrops
 from npu_weave.engine.vllm.in_flight import InFlight, request_overdue
 from npu_weave.engine.vllm.loads import AdapterLoads, Load
 from npu_weave.engine.vllm.quota import AdapterQuota, request_cancelled
 from npu_weave.engine.vllm.static_adapters import StaticAdapters
 from npu_weave.engine.vllm.status import ServiceRecord, StatusReports
-from npu_weave.engine.vllm.workers import Answer, WorkerGroup
+from npu_weave.engine.vllm.workers import WorkerGroup
 from npu_weave.errors import IntegrityError, WeaveError
 from npu_weave.residency.background_process import process_for_calls
 from npu_weave.residency.directory import AdapterDirectory, Revision
@@ -97,7 +98,7 @@ class AdapterControl:
             self._directory, self._record, self._workers, self._loads, self._quota, self._in_flight,
             slots=lora_config.max_loras,
         )  # fmt: skip
-        self._dropping: deque[Answer] = deque()
+        self._drops = RevisionDrops(self._workers)
         # an engine inside its caller has no loop of its own that would go on meanwhile
         self._waits = not hasattr(core, "input_queue")
         self._drain_timeout = None if self._waits else config.drain_timeout
@@ -220,21 +221,9 @@ class AdapterControl:
 
     def collect(self) -> None:
         """Drop retired revisions that nobody uses any more, and host copies beyond the limit; raises if that failed."""
-        while self._dropping and self._dropping[0].done():
-            self._dropping.popleft().result()
-        if not self._directory.has_idle_work:
-            return
-        if self._drain_timeout is not None:
-            self._end_overdue(self._drain_timeout)
-        in_flight = set(self._in_flight.revisions())
-        for revision in self._directory.collectable(in_flight):
-            if not self._loads.loading(revision):
-                self._drop(revision)
-                self._directory.forget(revision)
-                self._record.dropped(revision)
-                logger.info("adapter %r (revision %d) dropped, its memory is free", revision.name, revision.id)
-        for revision in self._directory.surplus(in_flight):
-            self._drop(revision)
+        if self._directory.has_idle_work:
+            self._drop_unused()
+        self._drops.poll(may_wait=self._may_wait)
 
     def poll(self) -> None:
         """Move loads on, and requests that waited for others of their adapter.
@@ -245,6 +234,7 @@ class AdapterControl:
             return
         for request, enter in self._quota.release():
             self._let_in(_Held(request, enter), waited=True)
+        self._drops.poll(may_wait=self._may_wait)
         if len(self._loads):
             self._loads.poll(may_wait=self._may_wait)
         if self.busy and not self._core.scheduler.has_requests():
@@ -264,8 +254,8 @@ class AdapterControl:
 
     @property
     def busy(self) -> bool:
-        """Whether loads are under way, or requests wait, so that the engine's loop must not go to sleep."""
-        return len(self._loads) > 0 or len(self._quota) > 0
+        """Whether loads or drops are under way, or requests wait, so that the engine's loop must not go to sleep."""
+        return any(map(len, (self._loads, self._drops, self._quota)))
 
     def abandon(self) -> None:
         """Give up all loads and the requests that wait: the engine stops."""
@@ -347,6 +337,27 @@ class AdapterControl:
                 self._give_up(held.request, error)
         self.collect()
 
+    def _drop_unused(self) -> None:
+        if self._drain_timeout is not None:
+            self._end_overdue(self._drain_timeout)
+        in_flight = set(self._in_flight.revisions())
+        for revision in self._directory.collectable(in_flight):
+            if not self._loads.loading(revision) and revision.id not in self._drops:
+                self._drops.begin(revision.id, partial(self._dropped, revision))
+        self._drop_copies(self._directory.surplus(in_flight))
+
+    def _dropped(self, revision: Revision) -> None:
+        self._directory.forget(revision)
+        self._record.dropped(revision)
+        logger.info("adapter %r (revision %d) dropped, its memory is free", revision.name, revision.id)
+
+    def _drop_copies(self, revisions: Iterable[Revision]) -> None:
+        """Those of revisions in service, which come back when requests need them."""
+        for revision in revisions:
+            if revision.id not in self._drops:
+                self._drops.begin(revision.id)
+                self._directory.mark_staged(revision, False)
+
     def _let_in(self, held: _Held, *, waited: bool = False) -> None:
         try:
             self.submit(held.request, held.enter, waited=waited)
@@ -386,15 +397,4 @@ class AdapterControl:
         return future.result()
 
     def _make_room(self, revision: Revision) -> None:
-        for idle in self._directory.surplus(set(self._in_flight.revisions()), room_for=revision):
-            self._drop(idle, wait=True)
-
-    def _drop(self, revision: Revision, *, wait: bool = False) -> None:
-        """Whatever workers are told later finds it done; a step that is due need not wait for the answer."""
-        if revision.staged:
-            answer = self._workers.send(worker_calls.drop, revision.id)
-            if wait or self._may_wait:
-                answer.result()
-            else:
-                self._dropping.append(answer)
-            self._directory.mark_staged(revision, False)
+        self._drop_copies(self._directory.surplus(set(self._in_flight.revisions()), room_for=revision))

@@ -30,18 +30,20 @@ ASK_SECONDS = 0.05
 
 class Stage(Enum):
     """How far a load has come: QUEUED behind another of the same id, OPENING its files' headers, OPENED, READING in
-    the workers, COPYING into their rows, PUBLISHING: the next step may use it. Then it is over."""
+    the workers, LEASING their rows, COPYING into these, PUBLISHING: the next step may use it. Then it is over."""
 
     QUEUED = auto()
     OPENING = auto()
     OPENED = auto()
     READING = auto()
+    LEASING = auto()
     COPYING = auto()
     PUBLISHING = auto()
 
 
 _TAKE_TIME = (Stage.READING, Stage.COPYING)
-_IN_WORKERS = (*_TAKE_TIME, Stage.PUBLISHING)
+_HAVE_ROWS = (Stage.LEASING, Stage.COPYING)
+_IN_WORKERS = (*_TAKE_TIME, Stage.LEASING, Stage.PUBLISHING)
 
 
 @dataclass(eq=False)
@@ -279,10 +281,16 @@ class AdapterLoads:
         return current if same else None
 
     def _take_call(self, load: Load, call: Answer) -> None:
+        assert load.revision is not None, "workers know it"
         load.call = None
-        call.result()
-        if load.stage is Stage.PUBLISHING:
-            assert load.revision is not None, "it is published"
+        outcome = call.result()
+        if load.stage is Stage.LEASING:
+            _, more = outcome
+            if more:
+                load.call = self._workers.send(worker_calls.commit_load, load.revision.id)
+            else:
+                load.stage = Stage.COPYING
+        elif load.stage is Stage.PUBLISHING:
             self._directory.mark_staged(load.revision)
             self._end(load, None)
 
@@ -316,7 +324,7 @@ class AdapterLoads:
         if load.stage is Stage.COPYING:
             load.stage = Stage.PUBLISHING
             load.call = self._workers.send(worker_calls.publish_load, load.revision.id)
-        elif not any(other.stage is Stage.COPYING for other in self._loads):
+        elif not any(other.stage in _HAVE_ROWS for other in self._loads):
             self._commit(load, load.revision, digests.pop())
 
     def _commit(self, load: Load, revision: Revision, digest: str) -> None:
@@ -333,7 +341,7 @@ class AdapterLoads:
             self._end(load, None)
             return
         self._make_room(revision)
-        load.stage = Stage.COPYING
+        load.stage = Stage.LEASING
         load.call = self._workers.send(worker_calls.commit_load, revision.id)
 
     def _end(self, load: Load, error: WeaveError | None) -> None:

@@ -109,10 +109,14 @@ class WeaveAdapterManager:
         """`AdapterLoader.states`."""
         return self.loader.states()
 
-    def commit_load(self, revision: int) -> str:
-        """`AdapterLoader.commit`. Returns the store's fingerprint, equal on all ranks."""
-        self.loader.commit(revision)
-        return self.store.fingerprint()
+    def commit_load(self, revision: int) -> tuple[str, bool]:
+        """`AdapterLoader.commit`.
+
+        Returns:
+            The store's fingerprint, equal on all ranks, and whether layers are left for another call.
+        """
+        more = self.loader.commit(revision)
+        return self.store.fingerprint(), more
 
     def publish_load(self, revision: int) -> str:
         """`AdapterLoader.publish`. Returns the store's fingerprint, equal on all ranks."""
@@ -124,12 +128,21 @@ class WeaveAdapterManager:
         logger.info("adapter %r %s: %d experts, %.1f MiB", staged.name, where, experts, staged.nbytes / 2**20)
         return self.store.fingerprint()
 
-    def drop(self, revision: int) -> str:
-        """Forget one revision, loaded or on the way, and give its memory back. Returns the store's fingerprint."""
+    def drop(self, revision: int) -> tuple[str, bool]:
+        """Forget one revision, loaded or on the way, and give back a part of its memory (`AdapterStore.free_next`).
+
+        Returns:
+            The store's fingerprint, equal on all ranks, and whether memory is left for `free_rows`.
+        """
         self.loader.cancel(revision)
-        self.store.drop(revision)
+        self.store.withdraw(revision)
         self._refresh_lookup()
-        return self.store.fingerprint()
+        return self.free_rows()
+
+    def free_rows(self) -> tuple[str, bool]:
+        """Give back a part of the memory of revisions dropped before. Returns as `drop`."""
+        more = self.store.free_next()
+        return self.store.fingerprint(), more
 
     def pin(self, revision: int) -> str:
         """Keep one revision on the device. Returns the store's fingerprint."""

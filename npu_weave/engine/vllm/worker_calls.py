@@ -47,9 +47,10 @@ def load_states(manager: Any) -> dict[int, dict[str, str]]:
 
 
 @_failures_as_values
-def commit_load(manager: Any, revision: int) -> str:
+def commit_load(manager: Any, revision: int) -> tuple[str, bool]:
     """`WeaveAdapterManager.commit_load`."""
-    return str(manager.commit_load(revision))
+    fingerprint, more = manager.commit_load(revision)
+    return fingerprint, more
 
 
 @_failures_as_values
@@ -59,9 +60,17 @@ def publish_load(manager: Any, revision: int) -> str:
 
 
 @_failures_as_values
-def drop(manager: Any, revision: int) -> str:
+def drop(manager: Any, revision: int) -> tuple[str, bool]:
     """`WeaveAdapterManager.drop`."""
-    return str(manager.drop(revision))
+    fingerprint, more = manager.drop(revision)
+    return fingerprint, more
+
+
+@_failures_as_values
+def free_rows(manager: Any) -> tuple[str, bool]:
+    """`WeaveAdapterManager.free_rows`."""
+    fingerprint, more = manager.free_rows()
+    return fingerprint, more
 
 
 @_failures_as_values

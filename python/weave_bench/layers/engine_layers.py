@@ -149,7 +149,8 @@ class WovenLayers(EngineLayers):
         self.manager.store.cache.put(PackedAdapter(tenant.name, digest, self._packed(revision, tenant)))
         self.manager.begin_load(revision, tenant.name, "", digest, None)
         self._reach(revision, "read")
-        self.manager.commit_load(revision)
+        while self.manager.commit_load(revision)[1]:
+            pass
         self._reach(revision, "copied")
         self.manager.publish_load(revision)
 
