@@ -7,7 +7,8 @@
 #   bash scripts/run_bench.sh ascendc          the AscendC kernels counted under emulation, and a projection; printed only
 #
 # What was found is added to build/bench/run.json, and build/bench/report.md is made from that; those of quick runs lie in
-# build/bench/quick. Nothing else should run on the machine meanwhile.
+# build/bench/quick. A part replaces what an earlier run found of it; the report says where and of what each is. Nothing
+# else should run on the machine meanwhile.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

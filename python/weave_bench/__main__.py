@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 
 from weave_bench import machine, report
-from weave_bench.results import SCHEMA, Part, Run, read_run, write_run
+from weave_bench.results import SCHEMA, Origin, Part, Run, read_run, write_run
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -45,7 +45,10 @@ def run_parts(
         typer.Option(help=f"the run's file, to which parts are added; {RUN}, or {QUICK_RUN} for a quick run"),
     ] = None,
 ) -> None:
-    """Measure, note what was found, and write the report beside it. Nothing else should run on the machine."""
+    """Measure, note what was found, and write the report beside it. Nothing else should run on the machine.
+
+    Parts that the file has already stay, until they are measured again; the report says where each comes from.
+    """
     out = out or (QUICK_RUN if quick else RUN)
     wanted = parts or [name for name in PARTS if name != "gpu"]
     unknown = [name for name in wanted if name not in PARTS]
@@ -53,12 +56,12 @@ def run_parts(
         raise typer.BadParameter(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that servers are stopped, too
     console = Console(width=None if sys.stdout.isatty() else 160)
-    run = _opened(out)
+    run = read_run(out) if out.exists() else Run(SCHEMA)
     for name in wanted:
         console.rule(f"{name}: {PARTS[name]}")
-        begun = time.monotonic()
+        begun, origin = time.monotonic(), _origin()
         part: Part = importlib.import_module(f"weave_bench.{name}").measure(quick=quick)
-        run.parts[name] = part
+        run.add(part, origin)
         write_run(run, out)
         report.print_part(part, console)
         console.print(f"{name} took {time.monotonic() - begun:.0f} s; noted in {out}")
@@ -76,21 +79,9 @@ def make_report(
     Console().print(f"wrote {written[0]} and {len(written) - 1} figures")
 
 
-def _opened(path: Path) -> Run:
-    """The run to add to: that of the file when it is of this commit and machine, or a new one."""
-    fresh = Run(
-        SCHEMA,
-        machine.describe_machine(),
-        machine.describe_versions(),
-        machine.commit(),
-        datetime.now(UTC).isoformat(timespec="seconds"),
-        {},
-    )
-    if not path.exists():
-        return fresh
-    before = read_run(path)
-    same = (before.commit, before.versions) == (fresh.commit, fresh.versions)
-    return before if same else fresh
+def _origin() -> Origin:
+    started = datetime.now(UTC).isoformat(timespec="seconds")
+    return Origin(machine.describe_machine(), machine.describe_versions(), machine.commit(), started)
 
 
 if __name__ == "__main__":

@@ -91,7 +91,8 @@ def draw(table: Table, out: Path) -> list[Path]:
     canvas.legend(handles, names, title=", ".join(figure.series), loc="outside lower center", ncols=3, fontsize="small")
     canvas.set_layout_engine("constrained")
     path = out / f"{table.name}.svg"
-    canvas.savefig(path, metadata={"Date": None})
+    with plt.rc_context({"svg.hashsalt": table.name}):  # the same drawing is the same file
+        canvas.savefig(path, metadata={"Date": None})
     plt.close(canvas)
     return [path]
 

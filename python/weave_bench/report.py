@@ -68,18 +68,22 @@ def _head(run: Run) -> Iterator[str]:
     yield "# Benchmarks"
     yield ""
     yield (
-        f"One run of `bash scripts/run_bench.sh` on {run.started[:10]}, commit `{run.commit}`. A value is the median "
-        "of repeats with the quarters around it in brackets, and *unsettled* where these are more than three times "
-        "apart. Ratios are taken between what was measured beside each other in the same repeat; on a shared machine "
-        "only they mean much, and absolute times say something about that machine alone. Nothing here comes from an NPU"
+        "What `bash scripts/run_bench.sh` found. A value is the median of repeats with the quarters around it in "
+        "brackets, and *unsettled* where these are more than three times apart. Ratios are taken between what was "
+        "measured beside each other in the same repeat; on a shared machine only they mean much, and absolute times "
+        "say something about that machine alone. Nothing here comes from an NPU"
         + ("." if "gpu" in run.parts else ", and nothing from a GPU.")
         + " Each table says what it does not show."
     )
     yield ""
-    yield "| | |"
-    yield "|---|---|"
-    for name, value in {**run.machine, **run.versions}.items():
-        yield f"| {name.replace('_', ' ')} | {value} |"
+    yield "| part | measured | commit | machine | packages |"
+    yield "|---|---|---|---|---|"
+    for name in TITLES:
+        if name in run.origins:
+            origin = run.origins[name]
+            where = "; ".join(f"{key.replace('_', ' ')} {value}" for key, value in origin.machine.items())
+            packages = ", ".join(f"{package} {version}" for package, version in origin.versions.items())
+            yield f"| {name} | {origin.started[:10]} | `{origin.commit}` | {where} | {packages} |"
     yield ""
 
 

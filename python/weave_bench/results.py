@@ -8,7 +8,7 @@ from pathlib import Path
 
 import msgspec
 
-SCHEMA = 1
+SCHEMA = 2
 """Version of the file's form."""
 
 Label = str | int | float
@@ -87,15 +87,26 @@ class Part(msgspec.Struct, frozen=True):
     left_out: Sequence[str] = ()
 
 
-class Run(msgspec.Struct):
-    """One run: where, of what, and its parts by name."""
+class Origin(msgspec.Struct, frozen=True):
+    """Where, of what and when a part was measured."""
 
-    schema: int
     machine: Mapping[str, object]
     versions: Mapping[str, str]
     commit: str
     started: str
-    parts: dict[str, Part]
+
+
+class Run(msgspec.Struct):
+    """Parts by name, and where each comes from: they may be measured one by one, on other machines and commits."""
+
+    schema: int
+    parts: dict[str, Part] = {}
+    origins: dict[str, Origin] = {}
+
+    def add(self, part: Part, origin: Origin) -> None:
+        """Put a part in, for one of its name that is there."""
+        self.parts[part.name] = part
+        self.origins[part.name] = origin
 
 
 def read_run(path: Path) -> Run:

@@ -52,11 +52,14 @@ def measure_here(quick: bool) -> Part:
             return traces.RecordedTraffic(Path(directory), layers, adapters=bench.ADAPTERS)
         return traffic.MadeUpTraffic(layers, adapters=bench.ADAPTERS)
 
-    wanted = max(traffic.rows_needed(make_traffic(scale.layers).tenants))
-    layers = bench.layers_that_fit(scale.layers, wanted)
+    def rows_of(layers: int) -> tuple[int, int]:
+        tenants = make_traffic(layers).tenants
+        return max(traffic.rows_needed(tenants)), max(traffic.rows_needed(tenants[: bench.COMPARED]))
+
+    layers = bench.layers_that_fit(scale.layers, *rows_of(scale.layers))
     requests = make_traffic(layers)
     rows = traffic.rows_needed(requests.tenants)
-    needed = bench.memory_needed(layers, max(rows)) / 2**30
+    needed = bench.memory_needed(layers, *rows_of(layers)) / 2**30
     Console().print(
         f"scaled to this machine: {layers} of DeepSeek-V2-Lite's 26 MoE layers, {needed:.1f} GiB of memory; "
         f"{requests.source}"

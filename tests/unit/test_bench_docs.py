@@ -22,7 +22,8 @@ def test_the_documentation_is_the_report_of_a_full_run(tmp_path: Path) -> None:
     assert all((DOCS / "benchmarks" / picture.name).exists() for picture in written[1:])
     assert {"steps", "serve", "accuracy", "memory", "loads", "kernels"} <= RUN.parts.keys()
     assert not any(part.quick for part in RUN.parts.values())
-    assert not RUN.commit.endswith("+"), "of a tree that was committed"
+    assert RUN.origins.keys() == RUN.parts.keys()
+    assert not any(origin.commit.endswith("+") for origin in RUN.origins.values()), "of trees that were committed"
 
 
 @pytest.mark.parametrize("name", sorted(FIGURES.keys() & TABLES.keys()))

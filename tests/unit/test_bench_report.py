@@ -13,12 +13,14 @@ from weave_bench import machine
 from weave_bench.aims import AIMS, findings
 from weave_bench.figures import FIGURES
 from weave_bench.report import write_report
-from weave_bench.results import SCHEMA, Part, Row, Run, Spread, Table, ratios, read_run, spread, write_run
+from weave_bench.results import SCHEMA, Origin, Part, Row, Run, Spread, Table, ratios, read_run, spread, write_run
 
 
 def run_of(*tables: Table, left_out: tuple[str, ...] = ()) -> Run:
     part = Part("memory", 90.0, True, {"layers": 2, "kinds": ["a", "b"]}, tables, left_out)
-    return Run(SCHEMA, {"cores": 2}, {"python": "3.11"}, "abc", "2026-01-02T03:04:05+00:00", {"memory": part})
+    run = Run(SCHEMA)
+    run.add(part, Origin({"cores": 2}, {"python": "3.11"}, "abc", "2026-01-02T03:04:05+00:00"))
+    return run
 
 
 TABLE = Table(
@@ -71,7 +73,7 @@ def test_files_of_another_form_are_refused(tmp_path: Path) -> None:
     write_run(run, path)
     with pytest.raises(ValueError, match=f"schema {SCHEMA + 1}"):
         read_run(path)
-    path.write_text('{"schema": 1}')
+    path.write_text('{"parts": {}}')
     with pytest.raises(msgspec.ValidationError):
         read_run(path)
 
@@ -85,6 +87,7 @@ def test_the_report_has_every_value_and_its_figures(tmp_path: Path) -> None:
     assert "| it | 0.125 |" in text
     assert "- Left out: the moon: too far" in text
     assert "quick" in text and "layers: 2; kinds: a, b" in text
+    assert "| memory | 2026-01-02 | `abc` | cores 2 | python 3.11 |" in text
     pictures = re.findall(r"!\[.*\]\((.*)\)", text)
     assert pictures == ["report/capacity.svg"] and (tmp_path / pictures[0]).stat().st_size > 1000
     assert [path.name for path in written] == ["report.md", "capacity.svg"]

@@ -22,19 +22,18 @@ CPU = torch.device("cpu")
 
 
 def test_memory_is_that_of_all_rows() -> None:
-    """Two layers with 100 adapter rows each, two of base experts alone, and copies."""
-    assert memory_needed(2, 100) == (2 * 164 + 2 * 64 + 3 * 164) * ROW_BYTES, "three copies of a padded layer"
-    assert memory_needed(2, 0) == (2 * 64 + 3 * 2 * 64) * ROW_BYTES, "three of the layers as vLLM has them"
+    """Two layers with 100 adapter rows each, two of base experts alone, two virtual copies of one and three padded."""
+    assert memory_needed(2, 100, 30) == (2 * 164 + 2 * 64 + (2 + 3) * 94) * ROW_BYTES
     assert ROW_BYTES == 3 * 2048 * 1408 * 2
 
 
 @pytest.mark.parametrize(("more", "meant"), [(-1, 1), (0, 2), (1 << 40, 3)])
 def test_as_many_layers_as_fit_are_measured(more: int, meant: int) -> None:
-    assert layers_that_fit(3, 100, available=memory_needed(2, 100) + MEMORY_LEFT + more) == meant
+    assert layers_that_fit(3, 100, 30, available=memory_needed(2, 100, 30) + MEMORY_LEFT + more) == meant
 
 
 def test_at_least_one_layer_is_measured() -> None:
-    assert layers_that_fit(3, 100, available=0) == 1
+    assert layers_that_fit(3, 100, 30, available=0) == 1
 
 
 def test_the_full_run_has_what_was_asked_for() -> None:
@@ -67,8 +66,15 @@ def test_different_answers_are_not_timed() -> None:
 
 
 def test_noise_is_what_copies_of_the_same_differ_by() -> None:
-    """Each round: npu-weave and three copies; the third lies in slow memory."""
-    row = compared({"step": "decode"}, [(10.0, 10.0, 10.0, 12.5), (20.0, 20.0, 20.0, 25.0)])
+    """Each round: npu-weave over one memory, and three copies; the third lies in slow memory."""
+    row = compared({"step": "decode"}, [([10.0], [10.0, 10.0, 12.5]), ([20.0], [20.0, 20.0, 25.0])])
     ratio, noise = row.values["ratio"], row.values["noise"]
     assert (ratio.median, ratio.repeats) == (1.0, 6) and (noise.median, noise.repeats) == (1.0, 12)
     assert (noise.low, noise.high) == pytest.approx((0.8, 1.25)), "a third each 0.8, 1 and 1.25"
+
+
+def test_copies_of_npu_weaves_own_memory_are_noise_too() -> None:
+    row = compared({"step": "decode"}, [([10.0, 20.0], [10.0, 10.0])])
+    ratio, noise = row.values["ratio"], row.values["noise"]
+    assert (ratio.median, ratio.repeats) == (1.5, 4) and noise.repeats == 4
+    assert (noise.low, noise.high) == (0.875, 1.25), "of 0.5, 1, 1 and 2"

@@ -17,7 +17,10 @@ from weave_bench.layers.traffic import EXPERTS, Traffic, rows_needed
 
 ADAPTERS = 20
 COPIES = 3
-"""Of what npu-weave should equal, each in memory of its own: how much they differ is the noise."""
+"""Of npu-weave's weights and of what they should equal, each in memory of its own: how much equal ones differ is the
+noise."""
+COMPARED = 5
+"""Adapters in the comparison with padded tensors, whose rows have memory in every copy."""
 MEMORY_LEFT = 3 << 30
 """Bytes that are left to everything else."""
 
@@ -70,13 +73,13 @@ class Bench:
         """`step` as it is, through npu-weave; through the first `layers` of them."""
         return Way(lambda: self.woven.set_step(step.revisions, step.tokens), lambda: self.woven.run(step, layers))
 
-    def of_base(self, step: Step) -> Way:
+    def of_base(self, step: Step, layers: int | None = None) -> Way:
         """The same tokens, all of them the base model's, through npu-weave."""
-        return Way(lambda: self.woven.set_step(step.of_base, step.tokens), lambda: self.woven.run(step))
+        return Way(lambda: self.woven.set_step(step.of_base, step.tokens), lambda: self.woven.run(step, layers))
 
-    def without_us(self, step: Step) -> Way:
+    def without_us(self, step: Step, layers: int | None = None) -> Way:
         """The same tokens through plain vLLM."""
-        return Way(lambda: None, lambda: self.plain.run(step))
+        return Way(lambda: None, lambda: self.plain.run(step, layers))
 
 
 @contextmanager
@@ -91,24 +94,30 @@ def open_bench(traffic: Traffic, scale: Scale, layers: int) -> Iterator[Bench]:
         yield Bench(woven, plain, traffic, scale, ColdCaches())
 
 
-def memory_needed(layers: int, adapter_rows: int) -> int:
-    """Bytes for `layers` layers with all adapters and the same without npu-weave, with `COPIES` of something.
+def memory_needed(layers: int, adapter_rows: int, compared_rows: int) -> int:
+    """Bytes for `layers` layers with all adapters and the same without npu-weave, and for the copies of one layer.
 
-    Of the layers without npu-weave, or of one layer padded.
+    Args:
+        layers: of either kind.
+        adapter_rows: a layer, of all adapters.
+        compared_rows: a layer, of those that are compared with padded tensors.
     """
-    woven, plain = layers * (EXPERTS + adapter_rows), layers * EXPERTS
-    copies = max(COPIES * plain, plain + COPIES * (EXPERTS + adapter_rows))
-    return (woven + copies) * ROW_BYTES
+    rows = layers * (EXPERTS + adapter_rows) + layers * EXPERTS
+    copies = (2 * COPIES - 1) * (EXPERTS + compared_rows)  # virtual, but for the first, and padded
+    return (rows + copies) * ROW_BYTES
 
 
-def layers_that_fit(most: int, adapter_rows: int, available: int | None = None) -> int:
+def layers_that_fit(most: int, adapter_rows: int, compared_rows: int, available: int | None = None) -> int:
     """How many layers memory suffices for, at least one and at most `most`.
 
     Args:
+        most: layers.
+        adapter_rows, compared_rows: see `memory_needed`.
         available: bytes; None for what the system has now.
     """
     free = (available_bytes() if available is None else available) - MEMORY_LEFT
-    return max((layers for layers in range(1, most + 1) if memory_needed(layers, adapter_rows) <= free), default=1)
+    rows = (adapter_rows, compared_rows)
+    return max((layers for layers in range(1, most + 1) if memory_needed(layers, *rows) <= free), default=1)
 
 
 def check_equal(ours: list[torch.Tensor], others: list[torch.Tensor], thing: str) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -22,12 +24,14 @@ from weave_bench.results import Row, Table, ratios, spread
 BATCHES = (1, 8, 32, 256)
 COLUMNS = {
     "reroute": "us a layer: the rerouting call, its Python included",
-    "reroute in place": "us a layer: the same call where it stands, while the layers run",
+    "reroute in place": "us a layer: the same call where it stands, while the layers run, less `empty in place`",
     "gating in place": "us a layer: vLLM's own choice of experts in the same place, without npu-weave, for a scale",
     "in router": "us a layer: what choosing experts takes longer than vLLM's own, in pairs",
     "router": "that, as a ratio of vLLM's own",
     "step": "us a step: slots of the requests, token slots, bookkeeping, as vLLM's model runner calls it",
-    "step in place": "us a step: the same call right after the layers of the step before",
+    "step in place": "us a step: the same call right after the layers of the step before, less `empty call`",
+    "empty in place": "us: the clock around a call that does nothing, in the place of the rerouting",
+    "empty call": "us: the same in the place of the step's call",
     "allocations": "tensors that a rerouting allocates; one is its result",
     "step allocations": "tensors that preparing a step allocates",
     "waits": "1 when the calls did not end while another thread held every lock of npu-weave, else 0",
@@ -36,8 +40,9 @@ SHOWS = (
     "Decode steps of 20 adapters; the aims at 32 requests are 20 us a layer and 50 us a step, with no tensor but the "
     "result and no lock waited for. Calls by themselves: each repeat is the median of many in a row, with code and "
     "data in caches. In place: each call of steps that run, between whose calls the weights of layers go through the "
-    "caches, so that its code and data come from memory, as with everything around it. The clock's own share in place "
-    "is 2 to 4 us. `in router` is a difference of two larger times and has their noise."
+    "caches, so that its code and data come from memory, as with everything around it. The clock's code does, too: "
+    "what a call that does nothing takes in the same place, in every other step, is taken off. `in router` is a "
+    "difference of two larger times and has their noise."
 )
 _CALLS = 200
 
@@ -74,18 +79,20 @@ def _row(bench: Bench, batch: int, locks: list[object]) -> Row:
             prepare()
             reroute()
 
-    layer_us, gating_us, step_us = _in_place(bench, step, prepare)
+    placed = _in_place(bench, step, prepare)
     longer = [one - other for one, other in zip(found["ours"], found["plain"], strict=True)]
     return Row(
         {"requests": batch, "adapters": adapters},
         {
             "reroute": spread(found["reroute"]),
-            "reroute in place": spread(layer_us),
-            "gating in place": spread(gating_us),
+            "reroute in place": spread(placed.less_the_clock("reroute")),
+            "gating in place": spread(placed.less_the_clock("gating")),
             "in router": spread(longer),
             "router": ratios(found["ours"], found["plain"]),
             "step": spread(found["step"]),
-            "step in place": spread(step_us),
+            "step in place": spread(placed.less_the_clock("step")),
+            "empty in place": spread(placed.empty["reroute"]),
+            "empty call": spread(placed.empty["step"]),
             "allocations": float(len(tensor_allocations(reroute))),
             "step allocations": float(len(tensor_allocations(prepare))),
             "waits": float(waits_for(locks, both)),
@@ -93,32 +100,65 @@ def _row(bench: Bench, batch: int, locks: list[object]) -> Row:
     )
 
 
-def _in_place(bench: Bench, step: Step, prepare: Action) -> tuple[list[float], list[float], list[float]]:
-    """Microseconds of each rerouting while steps run, of each choice of experts while they run without npu-weave, and
-    of each preparation of a step. The first step of either warms up."""
-    layers, gatings, steps = list[float](), list[float](), list[float]()
+class Placed:
+    """Microseconds of calls where they stand in steps that run, and in every other step of empty ones there.
+
+    Attributes:
+        calls, empty: name -> microseconds.
+        is_empty: which of them is timed now.
+    """
+
+    def __init__(self) -> None:
+        self.calls: defaultdict[str, list[float]] = defaultdict(list)
+        self.empty: defaultdict[str, list[float]] = defaultdict(list)
+        self.is_empty = False
+
+    def less_the_clock(self, name: str) -> list[float]:
+        """Of each call, less the median of the empty ones in its place."""
+        clock = statistics.median(self.empty[name])
+        return [taken - clock for taken in self.calls[name]]
+
+    def time(self, name: str, action: Callable[..., object], *args: object, **kwargs: object) -> object:
+        """Call `action`, and note how long it takes, or how long nothing takes."""
+        timed = _nothing if self.is_empty else action
+        begun = time.perf_counter()
+        result = timed(*args, **kwargs)
+        taken = (time.perf_counter() - begun) * 1e6
+        (self.empty if self.is_empty else self.calls)[name].append(taken)
+        return action(*args, **kwargs) if self.is_empty else result
+
+
+def _nothing(*args: object, **kwargs: object) -> None:
+    pass
+
+
+def _in_place(bench: Bench, step: Step, prepare: Action) -> Placed:
+    """Each rerouting while steps run, each choice of experts while they run without npu-weave, and each preparation of
+    a step."""
+    placed = Placed()
     with ExitStack() as patched:
-        patched.enter_context(_timed(LayerRouting, "reroute", layers))
+        patched.enter_context(_timed(LayerRouting, "reroute", placed))
         for runner in bench.plain.runners:
-            patched.enter_context(_timed(runner.router, "select_experts", gatings))
-        for _ in range(bench.scale.turns + 1):
+            patched.enter_context(_timed(runner.router, "select_experts", placed, "gating"))
+        for turn in range(2 * (bench.scale.turns + 1)):
+            if turn == 2:  # the first two warm up
+                placed.calls.clear()
+                placed.empty.clear()
+            placed.is_empty = turn % 2 == 1
             bench.plain.run(step)
-            steps.append(microseconds(prepare, 1))
+            placed.time("step", prepare)
             bench.woven.run(step)
-    return layers[bench.woven.count :], gatings[bench.plain.count :], steps[1:]
+    return placed
 
 
 @contextmanager
-def _timed(owner: object, name: str, found: list[float]) -> Iterator[None]:
-    """Note the microseconds of every call of a function that is an attribute of `owner`."""
+def _timed(owner: object, name: str, placed: Placed, called: str = "") -> Iterator[None]:
+    """Time every call of a function that is an attribute of `owner`, as `called` or its own name."""
     own = name in vars(owner)
     original: Callable[..., object] = getattr(owner, name)
 
     def timed(*args: object, **kwargs: object) -> object:
-        begun = time.perf_counter()
-        result = original(*args, **kwargs)
-        found.append((time.perf_counter() - begun) * 1e6)
-        return result
+        return placed.time(called or name, original, *args, **kwargs)
 
     setattr(owner, name, timed)
     try:
