@@ -36,6 +36,7 @@ int Arena::open() {
 }
 
 int Arena::commit(std::size_t* index, bool* huge) {
+  const std::lock_guard<std::mutex> lock(mutex_);
   const bool grow = free_.empty();
   const std::size_t next = grow ? pages_in_file_ : *free_.begin();
   const auto offset = static_cast<off_t>(next * page_bytes_);
@@ -78,6 +79,7 @@ int Arena::discard(std::size_t index) {
   if (fallocate(fd_, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, static_cast<off_t>(page_bytes_)) != 0) {
     return errno;
   }
+  const std::lock_guard<std::mutex> lock(mutex_);
   free_.insert(index);
   return 0;
 }

@@ -3,10 +3,12 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 #include <set>
 
 namespace weave::vmm {
 
+// Safe from any thread, but for the calls about one page.
 class Arena {
  public:
   explicit Arena(std::size_t page_bytes) : page_bytes_(page_bytes) {}
@@ -34,6 +36,7 @@ class Arena {
   const std::size_t page_bytes_;
   int fd_ = -1;
   char* window_ = nullptr;
+  std::mutex mutex_;  // of the window and the free pages; mapping needs neither
   std::size_t pages_in_file_ = 0;
   std::set<std::size_t> free_;
 };

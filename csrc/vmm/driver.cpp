@@ -78,12 +78,18 @@ Status Driver::release(Address base) {
 
 Status Driver::create_page(Page* out) {
   if (forked()) return refuse_forked();
-  const std::lock_guard<std::mutex> lock(mutex_);
-  if (limit_bytes_ > 0 && (pages_.size() + 1) * page_bytes_ > limit_bytes_) {
-    return fail(Status::kOutOfMemory, "%zu pages exist and the limit is %zu bytes", pages_.size(), limit_bytes_);
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const std::size_t pages = pages_.size() + creating_;
+    if (limit_bytes_ > 0 && (pages + 1) * page_bytes_ > limit_bytes_) {
+      return fail(Status::kOutOfMemory, "%zu pages exist and the limit is %zu bytes", pages, limit_bytes_);
+    }
+    ++creating_;
   }
   NewPage made;
   const Status status = device_->create(&made);
+  const std::lock_guard<std::mutex> lock(mutex_);
+  --creating_;
   if (status != Status::kOk) return status;
   *out = page_number(made.order);
   pages_[*out] = PageState{made.handle, made.huge, false};

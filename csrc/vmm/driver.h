@@ -52,6 +52,7 @@ class Driver final {
   Status release(Address base);
 
   // Commits one page of physical memory; its content is the device's affair.
+  // Takes milliseconds where the system has to find and clear the memory. Other calls go on meanwhile.
   Status create_page(Page* out);
   Status destroy_page(Page page);
 
@@ -94,6 +95,7 @@ class Driver final {
   std::uint64_t maps_ = 0;    // mappings made so far; the clock of this driver
   std::uint64_t fenced_ = 0;  // mappings made up to here have seen a fence
   std::size_t huge_pages_ = 0;
+  std::size_t creating_ = 0;  // pages on their way
   std::unordered_map<Page, PageState> pages_;
   std::unordered_map<Address, Mapping> mappings_;
   std::map<Address, Reservation> reservations_;

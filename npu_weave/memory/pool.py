@@ -39,6 +39,7 @@ class PagePool:
         self._limit = None if limit_bytes is None else limit_bytes // driver.granularity
         self._keep = 0
         self._stocked = 0
+        self._making = 0
         self._lock = threading.RLock()
         self._idle: list[int] = []  # a heap: the lowest first, see `Arena::commit` in csrc/vmm
         self._used: set[int] = set()
@@ -81,7 +82,7 @@ class PagePool:
     def stock(self, pages: int) -> None:
         """Has this many more idle pages made ready, so that `acquire` need not wait for the driver to make them.
 
-        For a thread that may wait: the pool is free for others between two pages. What cannot be made is left to
+        For a thread that may wait: the pool is free for others while a page is made. What cannot be made is left to
         `acquire`, which then says why. `unstock` ends it.
         """
         with self._lock:
@@ -131,10 +132,11 @@ class PagePool:
         with self._lock:
             held = self.in_use + self.idle
             pages = self.driver.stats().pages
+            made = held + self._making  # at most: how far these are only their thread knows
             faults = [
                 ("disjoint pages in use and idle", bool(self._used.intersection(self._idle))),
                 ("distinct idle pages", len(set(self._idle)) != self.idle),
-                (f"{held} pages at the driver, got {pages}", pages != held),
+                (f"{held} pages at the driver, got {pages}", not held <= pages <= made),
                 (f"at most {self._limit} pages, got {held}", self._limit is not None and held > self._limit),
             ]
             wrong = [text for text, fault in faults if fault]
@@ -154,16 +156,26 @@ class PagePool:
             raise
 
     def _make_one(self) -> bool:
-        """Makes an idle page if one is missing to what is stocked. Returns whether it did."""
+        """Makes an idle page if one is missing to what is stocked. Returns whether it did.
+
+        Nobody else waits while the driver makes it; so they may have taken the last page that the limit allows.
+        """
         with self._lock:
-            if self.idle >= min(self._stocked, self.available()):
+            if self.idle + self._making >= min(self._stocked, self.available()):
                 return False
-            try:
-                heappush(self._idle, self.driver.create_page())
-            except DriverError as error:
-                logger.debug("no page is made ahead of its use: %s", error)
-                return False
-            return True
+            self._making += 1
+        made: list[int] = []
+        try:
+            made.append(self.driver.create_page())
+        except DriverError as error:
+            logger.debug("no page is made ahead of its use: %s", error)
+        finally:
+            with self._lock:
+                self._making -= 1
+                self._idle += made
+                self._destroy(max(0, self.idle - self.available()))
+                self._give_back()
+        return bool(made)
 
     def _give_back(self) -> None:
         if self._later is None:

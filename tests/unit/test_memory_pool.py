@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -169,6 +170,43 @@ def test_stocked_pages_are_found_by_who_acquires_and_the_rest_goes_back() -> Non
     pool.unstock(2)
     pool.release(taken[:2])
     assert (pool.in_use, pool.idle, driver.stats().pages) == (2, 0, 2)
+    pool.check_integrity()
+
+
+class SlowDriver(FaultDriver):
+    """Its second page and those after it are made when `gate` is opened; `asked` tells that one was asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(HostDriver())
+        self.gate, self.asked = threading.Event(), threading.Event()
+
+    def create_page(self) -> int:
+        if self.stats().pages:
+            self.asked.set()
+            assert self.gate.wait(60)
+        return super().create_page()
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "unstocked", "all taken"])
+def test_nobody_waits_for_a_page_that_is_made_ahead(meanwhile: str) -> None:
+    driver = SlowDriver()
+    pool = PagePool(driver, limit_bytes=2 * MIB2)
+    maker = threading.Thread(target=pool.stock, args=(2,))
+    maker.start()
+    assert driver.asked.wait(60)
+    (page,) = pool.acquire(1)
+    pool.check_integrity()
+    if meanwhile == "unstocked":
+        pool.unstock(2)
+    elif meanwhile == "all taken":
+        driver.gate.set()
+        assert len(pool.acquire(1)) == 1
+    driver.gate.set()
+    maker.join(60)
+    pool.check_integrity()
+    left = {"nothing": (1, 1), "unstocked": (1, 0), "all taken": (2, 0)}[meanwhile]
+    assert (pool.in_use, pool.idle) == left and driver.stats().pages == sum(left)
+    pool.release([page])
     pool.check_integrity()
 
 
