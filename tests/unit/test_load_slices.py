@@ -101,15 +101,10 @@ def test_a_drop_frees_memory_bit_by_bit(rank: Rank, disk: Disk) -> None:
     assert seen(rank) == empty
 
 
-def test_an_adapter_finds_the_memory_that_is_left_to_be_freed() -> None:
-    """Rows of its own layers, and pages of all, where a limit leaves no others."""
-    driver = FaultDriver(HostDriver())
-    both, first, second = packed({0: [0, 1], 1: [0, 1]}, 1), packed({0: [2, 3], 1: [2]}, 2), packed({1: [3]}, 3)
-    pages = make_bank(driver)
-    before = pages.pool.in_use
-    pages.install(1, both)
-    store = AdapterStore(make_bank(HostDriver(), adapter_rows=2, slots=1, adapter_pages=pages.pool.in_use - before))
-    for revision, adapter in ((1, both), (2, first), (3, second)):
+def test_an_adapter_finds_the_rows_that_are_left_to_be_freed() -> None:
+    store = AdapterStore(make_bank(HostDriver(), adapter_rows=2, slots=1))
+    for revision, experts in ((1, {0: [0, 1], 1: [0, 1]}), (2, {0: [2, 3], 1: [2]}), (3, {1: [3]})):
+        adapter = packed(experts, revision)
         store.stage(revision, adapter)
         check_served(store.bank, {1: adapter})
         store.check_integrity()
@@ -118,6 +113,20 @@ def test_an_adapter_finds_the_memory_that_is_left_to_be_freed() -> None:
     while store.free_next():
         pass
     assert store.bank.pool.in_use == store.bank.base_pages
+
+
+def test_an_adapter_finds_the_pages_that_are_left_to_be_freed_in_other_layers() -> None:
+    """Where a limit leaves no others."""
+    first, second = packed({1: [0, 1]}, 1), packed({0: [0, 1]}, 2)
+    unlimited = make_bank(HostDriver())
+    unlimited.install(1, first)
+    limited = make_bank(HostDriver(), adapter_pages=unlimited.pool.in_use - unlimited.base_pages)
+    limited.install(1, first)
+    limited.withdraw(1)
+    assert limited.pool.available() == 0
+    limited.install(1, second)
+    check_served(limited, {1: second})
+    limited.check_integrity({1: second})
 
 
 def test_what_is_too_much_is_refused_whatever_is_left_to_be_freed() -> None:
