@@ -10,6 +10,7 @@ import torch
 from blake3 import blake3
 
 from npu_weave.adapters.geometry import dtype_name
+from npu_weave.adapters.pieces import pieces
 from npu_weave.adapters.progress import Progress, silent
 from npu_weave.adapters.shard import StoredTensor
 from npu_weave.adapters.tensor_names import PROJECTIONS, TensorKey
@@ -58,7 +59,7 @@ class AdapterHasher:
         return self.add(
             layer,
             expert,
-            ((tensor.dtype, tuple(tensor.shape), [_bytes_of(tensor)]) for tensor in tensors),
+            ((tensor.dtype, tuple(tensor.shape), pieces(_bytes_of(tensor))) for tensor in tensors),
         )
 
     def digests(self) -> AdapterDigests:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from npu_weave.adapters.pieces import pieces
 from npu_weave.adapters.printable import printable_path
 from npu_weave.errors import AdapterFileError
 
@@ -60,11 +61,11 @@ class SourceFile:
         length = len(buffer)
         with _descriptor(self.path) as fd:
             done = 0
-            while done < length:
-                count = os.preadv(fd, [buffer[done:]], offset + done)
-                if count == 0:
-                    break
+            for piece in pieces(buffer):
+                count = _fill(piece, fd, offset + done)
                 done += count
+                if count < len(piece):
+                    break
             self._check_unchanged(fd)
         if done < length:
             raise AdapterFileError(
@@ -94,6 +95,14 @@ def open_source(path: Path) -> SourceFile:
     """
     with _descriptor(path) as fd:
         return SourceFile(path, _identity(os.fstat(fd)))
+
+
+def _fill(buffer: memoryview, fd: int, offset: int) -> int:
+    """Reads into `buffer` as far as the file goes. Returns how many bytes."""
+    done = 0
+    while done < len(buffer) and (count := os.preadv(fd, [buffer[done:]], offset + done)):
+        done += count
+    return done
 
 
 @contextmanager

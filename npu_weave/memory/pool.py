@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -88,7 +89,7 @@ class PagePool:
         with self._lock:
             self._stocked += pages
         while self._make_one():
-            pass
+            os.sched_yield()
 
     def unstock(self, pages: int) -> None:
         """Ends a `stock` of this many pages; those that nobody took go back to the system."""
@@ -192,7 +193,7 @@ class PagePool:
     def _destroy_surplus(self) -> None:
         """One by one: between two pages the pool is free for others. A page that the driver keeps ends it."""
         while self._destroy_one():
-            pass
+            os.sched_yield()
 
     def _destroy_one(self) -> bool:
         with self._lock:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
@@ -206,7 +206,7 @@ def _write_rows(install: PreparedInstall) -> None:
     while install.copy_next():
         if process_is_ending():
             return
-        time.sleep(0)  # whoever waits for the processor comes first
+        os.sched_yield()
 
 
 def _error_of(work: Future[Any]) -> WeaveError | None:

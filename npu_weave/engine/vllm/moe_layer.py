@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -68,6 +69,7 @@ class VllmMoELayer:
                 for shard, tensor in (("w1", expert.gate), ("w3", expert.up), ("w2", expert.down)):
                     parameter = staging.w2_weight if shard == "w2" else staging.w13_weight
                     staging.weight_loader(parameter, tensor, "weight", shard_id=shard, expert_id=position)
+                    os.sched_yield()
             staging.quant_method.process_weights_after_loading(staging)
         return {name: getattr(staging, name).data for name in _WEIGHTS}
 
