@@ -2,7 +2,7 @@
 # Measures npu-weave on this machine, beside every alternative, and writes a report.
 #
 #   bash scripts/run_bench.sh                  every part but gpu (an hour and more)
-#   bash scripts/run_bench.sh --quick          the same with fewer repeats (minutes)
+#   bash scripts/run_bench.sh --quick          the same but live, with fewer repeats (minutes)
 #   bash scripts/run_bench.sh memory kernels   these parts: steps, serve, live, accuracy, memory, loads, catalogue, kernels, gpu
 #   bash scripts/run_bench.sh ascendc          the AscendC kernels counted under emulation, and a projection; printed only
 #

@@ -31,6 +31,10 @@ PARTS = {
 }
 """What can be run, in the order of the report. A part is a module with ``measure(*, quick: bool) -> Part``."""
 
+BY_NAME, QUICK_BY_NAME = {"gpu"}, {"gpu", "live"}
+"""What is run only when it is named; a quick run has too few gaps between tokens for a percentile of them."""
+_CHOICE = f"of {', '.join(PARTS)}; all but gpu without any, of a quick run all but gpu and live"
+
 RUN = Path("build") / "bench" / "run.json"
 QUICK_RUN = RUN.with_name("quick") / RUN.name
 REPORT = "report.md"
@@ -38,7 +42,7 @@ REPORT = "report.md"
 
 @app.command("run")
 def run_parts(
-    parts: Annotated[list[str] | None, typer.Argument(help=f"of {', '.join(PARTS)}; all but gpu without any")] = None,
+    parts: Annotated[list[str] | None, typer.Argument(help=_CHOICE)] = None,
     quick: Annotated[bool, typer.Option(help="fewer repeats and smaller sizes: minutes in all")] = False,
     out: Annotated[
         Path | None,
@@ -50,7 +54,7 @@ def run_parts(
     Parts that the file has already stay, until they are measured again; the report says where each comes from.
     """
     out = out or (QUICK_RUN if quick else RUN)
-    wanted = parts or [name for name in PARTS if name != "gpu"]
+    wanted = parts or [name for name in PARTS if name not in (QUICK_BY_NAME if quick else BY_NAME)]
     unknown = [name for name in wanted if name not in PARTS]
     if unknown:
         raise typer.BadParameter(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from npu_weave.adapters.catalog import AdapterCatalog, open_catalog
 from weave_bench.results import Part, Row, Table, spread
 
-NAMES, QUICK_NAMES = (1_000, 1_000_000), (1_000, 100_000)
+NAMES, QUICK_NAMES = (1_000, 1_000_000), (1_000, 20_000)
 LOOKUPS = 5_000
 _GROUP = 100
 """Look-ups a repeat."""

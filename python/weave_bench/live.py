@@ -27,7 +27,7 @@ from weave_lab.artifacts import locate
 STREAMS = (1, 8)
 WINDOW = 8.0
 """Seconds with loads, and as many without."""
-PAIRS, QUICK_PAIRS = 12, 3
+PAIRS, QUICK_PAIRS = 15, 3
 POOLED = 3
 """Windows of either kind whose gaps make one percentile: in one alone, a hundredth of them is three or four gaps."""
 SERVED = 2

@@ -30,12 +30,12 @@ from weave_bench.adapter_files import geometry_of, write_adapter
 from weave_bench.plain_layer import Geometry, PlainLayer, close, plain_bank
 from weave_bench.results import Part, Row, Table, ratios, spread
 
-COLD = Geometry(layers=12, experts=64, hidden=2048, width=1408)
+COLD, QUICK_COLD = (Geometry(layers=layers, experts=64, hidden=2048, width=1408) for layers in (12, 4))
 WARM = Geometry(layers=2, experts=64, hidden=2048, width=1408)  # twenty such adapters, three times: 10 GiB
 EXPERTS_A_LAYER = 5
 BASE_EXPERTS_HERE = EXPERTS_A_LAYER  # base experts take memory and no part: as few as there can be
 ADAPTERS, QUICK_ADAPTERS = (1, 5, 10, 20), (1, 5)
-REPEATS, QUICK_REPEATS = 11, 5
+REPEATS, QUICK_REPEATS = 11, 3
 
 
 class Figure(NamedTuple):
@@ -56,15 +56,15 @@ def measure(*, quick: bool) -> Part:
 def measure_here(quick: bool) -> Part:
     """As `measure`, in this process."""
     begun = time.monotonic()
-    counts, repeats = (QUICK_ADAPTERS, QUICK_REPEATS) if quick else (ADAPTERS, REPEATS)
+    counts, repeats, cold = (QUICK_ADAPTERS, QUICK_REPEATS, QUICK_COLD) if quick else (ADAPTERS, REPEATS, COLD)
     torch.set_num_threads(1)  # as in a worker's loader, which must leave the cores to the steps
     with tempfile.TemporaryDirectory(prefix="npu-weave-load-") as scratch:
-        tables = [_loads(measure_loads(Path(scratch), repeats, counts)), _pages(repeats)]
+        tables = [_loads(measure_loads(Path(scratch), repeats, counts, cold)), _pages(repeats)]
     settings = {
         "driver": "the host's",
         "threads that copy": 1,
         "experts of an adapter": f"{EXPERTS_A_LAYER} a layer of 16.5 MiB, bfloat16",
-        "layers": f"{COLD.layers} from disk, {WARM.layers} from the host's memory",
+        "layers": f"{cold.layers} from disk, {WARM.layers} from the host's memory",
         "repeats": repeats,
     }
     return Part("loads", time.monotonic() - begun, quick, settings, tables)
@@ -107,9 +107,9 @@ _SHOWS = (
 )
 
 
-def measure_loads(scratch: Path, repeat: int, counts: Sequence[int]) -> list[Figure]:
-    """A cold load of one adapter, then warm loads of several."""
-    figures = _cold(scratch / "cold", repeat)
+def measure_loads(scratch: Path, repeat: int, counts: Sequence[int], cold: Geometry) -> list[Figure]:
+    """A cold load of one adapter of geometry `cold`, then warm loads of several."""
+    figures = _cold(scratch / "cold", cold, repeat)
     paths = [write_adapter(scratch / f"warm{number}", WARM, _tuned(WARM), seed=number) for number in range(max(counts))]
     os.sync()  # nothing is to be written while memory is measured
     packed = [_packed(path, WARM) for path in paths]
@@ -140,8 +140,8 @@ def _touched(nbytes: int) -> torch.Tensor:
     return torch.empty(nbytes, dtype=torch.uint8).fill_(1)
 
 
-def _cold(path: Path, repeat: int) -> list[Figure]:
-    files = sorted(write_adapter(path, COLD, _tuned(COLD), seed=0).glob("*.safetensors"))
+def _cold(path: Path, geometry: Geometry, repeat: int) -> list[Figure]:
+    files = sorted(write_adapter(path, geometry, _tuned(geometry), seed=0).glob("*.safetensors"))
     nbytes = sum(file.stat().st_size for file in files)
     sink, buffer = _touched(nbytes), _touched(nbytes)
 
@@ -154,13 +154,13 @@ def _cold(path: Path, repeat: int) -> list[Figure]:
         "from disk (bytes alone: used memory)": lambda: bare(buffer),
     }
     figures = [Figure(title, nbytes, [], []) for title in ways]
-    with _bank(COLD, 1) as bank:
+    with _bank(geometry, 1) as bank:
         for _ in range(repeat):
             for figure, way in zip(figures, ways.values(), strict=True):
                 _forget(files)
                 figure.bare.append(_seconds(way))
                 _forget(files)
-                figure.ours.append(_seconds(lambda: bank.install(1, _packed(path, COLD))))
+                figure.ours.append(_seconds(lambda: bank.install(1, _packed(path, geometry))))
                 bank.remove(1)
     return figures
 

@@ -27,11 +27,16 @@ TITLES = {
 
 UNSETTLED = 3.0
 """A measure whose quarters are further apart than this has no median worth telling."""
+_PRINTED = 12
+"""Most columns of a table that is printed."""
 
 
 def print_part(part: Part, console: Console) -> None:
-    """Show what a part found."""
+    """Show what a part found, but for tables that no console is wide enough for."""
     for table in part.tables:
+        if len(table.columns) > _PRINTED:
+            console.print(f"{table.title}: {len(table.rows)} rows of {len(table.columns)} columns, in the report")
+            continue
         shown = rich.table.Table(title=table.title)
         for name in _label_names(table):
             shown.add_column(name)

@@ -46,10 +46,12 @@ class Plan:
             and either has a good or a bad run then.
         merged_loads: the same beside merged engines, of what npu-weave answers.
         horizon, merged_horizon: seconds in which requests arrive, beside the base model and beside merged engines.
-        tiny_merged: whether the small model is compared with merged checkpoints too.
+        quick: leave out start-up times, and what only explains a result: the small model beside merged checkpoints, and
+            either side with the other's threads.
         repeats: of arrivals, each with a seed of its own.
         lengths, prefill_repeats: of prompts.
         batches, prompt, steps, decode_repeats: of decode; `prompt` in tokens.
+        crowds: of requests at once, to find how many a system answers a second.
     """
 
     adapters: tuple[int, ...]
@@ -57,7 +59,7 @@ class Plan:
     merged_loads: tuple[tuple[float, float], ...]
     horizon: float
     merged_horizon: float
-    tiny_merged: bool
+    quick: bool
     repeats: int
     lengths: tuple[int, ...]
     prefill_repeats: int
@@ -65,6 +67,7 @@ class Plan:
     prompt: int
     steps: int
     decode_repeats: int
+    crowds: int
 
 
 FULL = Plan(
@@ -73,7 +76,7 @@ FULL = Plan(
     merged_loads=((0.5, 0.3), (1.5, 1.0), (1.5, 0.3)),
     horizon=8.0,
     merged_horizon=6.0,
-    tiny_merged=True,
+    quick=False,
     repeats=3,
     lengths=(128, 256, 512, 1024, 2048),
     prefill_repeats=12,
@@ -81,21 +84,23 @@ FULL = Plan(
     prompt=256,
     steps=64,
     decode_repeats=5,
+    crowds=3,
 )
 QUICK = Plan(
     adapters=(10,),
     loads=((0.1, 0.3),),
     merged_loads=((1.5, 0.3),),
     horizon=4.0,
-    merged_horizon=6.0,
-    tiny_merged=False,
+    merged_horizon=4.0,
+    quick=True,
     repeats=2,
     lengths=(128, 2048),
-    prefill_repeats=6,
-    batches=(1, 8, 32),
+    prefill_repeats=4,
+    batches=(1, 32),
     prompt=128,
-    steps=48,
+    steps=32,
     decode_repeats=2,
+    crowds=1,
 )
 
 
@@ -114,8 +119,8 @@ class _Session:
     left_out: list[str] = field(default_factory=list)
 
     @contextmanager
-    def running(self, specs: Sequence[Spec]) -> Iterator[dict[str, Engine]]:
-        with engines(specs, self.scratch / "logs", self.console) as found:
+    def running(self, specs: Sequence[Spec], *, beside: bool) -> Iterator[dict[str, Engine]]:
+        with engines(specs, self.scratch / "logs", self.console, beside=beside) as found:
             yield found
 
 
@@ -156,13 +161,13 @@ def _beside_base(session: _Session, bounds: tuple[float, float]) -> list[Table]:
     for count in plan.adapters:
         root = session.scratch / "adapters" if count == min(plan.adapters) else None
         specs.append(Spec(_title(count), session.base, session.adapters[:count], threads, _KV_BYTES, root))
-    with session.running(specs) as found:
+    with session.running(specs, beside=plan.quick) as found:
         alone, weaves = found[ALONE], [found[_title(count)] for count in plan.adapters]
         shipped = session.adapters[: len(_domains(session))]
         for weave in weaves:  # each warm before anything is measured
             served = weave.spec.adapters or ()
             saturate(traffic, [weave.target(adapter) for adapter in served], served, 1)
-        capacity = saturate(traffic, [alone.target(None)] * len(shipped), shipped)
+        capacity = saturate(traffic, [alone.target(None)] * len(shipped), shipped, plan.crowds)
         typical = unloaded(traffic, alone, shipped)
         slo = _bounds(session, "weave-tiny, arrivals", typical, bounds)
         session.settings["base model alone, requests a second at once"] = round(capacity, 1)
@@ -184,10 +189,9 @@ def _pairs(session: _Session) -> list[Pair]:
     plan, texts = session.plan, session.texts
     island, record = session.adapters[2:4]  # of the shipped, those with the longest answers
     base, adapters = make_wide([island.domain, record.domain], session.scratch)
-    full = plan.tiny_merged  # a quick run leaves out what only explains a result
     wide = Traffic(texts, _WIDE_LENGTHS, 24)
-    pairs = [Pair("wide", base, adapters, wide, plan.merged_loads, plan.merged_horizon, full)]
-    if full:
+    pairs = [Pair("wide", base, adapters, wide, plan.merged_loads, plan.merged_horizon, not plan.quick)]
+    if not plan.quick:
         tiny = [island, record]
         skewed = plan.merged_loads[-1:]  # it only explains the wide model's result
         pairs.append(Pair("weave-tiny", session.base, tiny, Traffic(texts), skewed, plan.merged_horizon))
@@ -220,7 +224,7 @@ def _beside_merged(session: _Session, bounds: tuple[float, float]) -> list[Row]:
     made: list[Row] = []
     for pair in _pairs(session):
         systems = _merged_systems(session, pair)
-        with session.running([spec for specs in systems.values() for spec in specs]) as found:
+        with session.running([spec for specs in systems.values() for spec in specs], beside=True) as found:
             up = {name: [found[spec.name] for spec in specs] for name, specs in systems.items()}
             made += _pair_rows(session, pair, bounds, up)
             session.taken += [footprint_row(f"{pair.model}: {name}", each) for name, each in up.items()]
@@ -236,7 +240,7 @@ def _pair_rows(
         else [e.target(None) for e in each]
         for name, each in up.items()
     }
-    rates = {name: saturate(pair.traffic, who, pair.adapters) for name, who in asked.items()}
+    rates = {name: saturate(pair.traffic, who, pair.adapters, session.plan.crowds) for name, who in asked.items()}
     session.settings[f"{pair.model}: requests a second at once, two adapters in equal shares"] = {
         name: round(rate, 2) for name, rate in rates.items()
     }

@@ -52,7 +52,7 @@ class Scale:
 
 
 FULL = Scale(layers=2, pairs=60, adapters=(1, 5, 10, 20), decode=(1, 4, 16, 32), prefill=(128, 256), turns=30)
-QUICK = Scale(layers=1, pairs=10, adapters=(1, 5, 20), decode=(1, 16, 32), prefill=(128,), turns=10)
+QUICK = Scale(layers=1, pairs=5, adapters=(1, 5, 20), decode=(1, 32), prefill=(128,), turns=5)
 
 
 @dataclass(frozen=True)

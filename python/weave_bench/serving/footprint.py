@@ -39,6 +39,7 @@ def measure_loads(engine: Engine, adapters: Sequence[Adapter]) -> Loads:
 def footprint_row(system: str, engines: Sequence[Engine], loads: Loads | None = None) -> Row:
     """One system of one engine or several, which are summed up; they have served requests before."""
     served = [len(engine.spec.adapters) if engine.spec.adapters is not None else None for engine in engines]
+    starts = [engine.start_seconds for engine in engines if engine.start_seconds is not None]
     return Row(
         {"system": system, "engines": len(engines), "threads": sum(engine.spec.threads for engine in engines)},
         {
@@ -46,7 +47,7 @@ def footprint_row(system: str, engines: Sequence[Engine], loads: Loads | None = 
             "memory": sum(engine.memory_bytes() for engine in engines) / _MIB,
             "KV bytes": sum(engine.spec.kv_bytes for engine in engines) / _MIB,
             "KV tokens": float(sum(engine.kv_tokens for engine in engines)),
-            "start": sum(engine.start_seconds for engine in engines),
+            "start": sum(starts) if len(starts) == len(engines) else None,
             "idle CPU": idle_cpu(engines),
             "load, disk": loads.disk if loads else None,
             "load, host": loads.host if loads else None,
@@ -61,7 +62,7 @@ def footprint_table(rows: Sequence[Row]) -> Table:
         "memory": "MiB of physical memory of all processes, shared pages counted once, after serving",
         "KV bytes": "MiB set aside for the KV cache",
         "KV tokens": "that fit into it: blocks times block size, as the server says",
-        "start": "seconds until healthy, one engine started after the other",
+        "start": "seconds until healthy; nothing where engines were started beside each other",
         "idle CPU": "processor seconds a second while nobody asks",
         "load, disk": "ms to load an adapter over HTTP, content not seen before",
         "load, host": "ms to load it again after it was unloaded",

@@ -36,7 +36,7 @@ class Pair:
         loads: (rate over what npu-weave answers a second when many come at once, alpha). Above 1 queues grow:
             latencies say nothing then, and throughput does.
         horizon: seconds in which requests arrive.
-        variants: whether both sides are also measured with the other's number of threads an engine.
+        variants: whether both sides are also measured with the other's number of threads an engine, at the last load.
     """
 
     model: str
@@ -75,6 +75,7 @@ def merged_rows(
         waves = {
             name: _waves(pair.traffic.paced(alpha, rate, pair.horizon, pair.adapters, targets), pair.horizon, over)
             for name, targets in asked.items()
+            if name in (MERGED, WEAVE) or (load, alpha) == pair.loads[-1]
         }
         trials.append(Trial(labels, waves, MERGED, _figures(pair.horizon, slo, over)))
     made: list[Row] = []

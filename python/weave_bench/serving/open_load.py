@@ -18,7 +18,7 @@ from weave_bench.serving.workload import Asked, Prompts, arrivals, calls
 ALONE = "base model alone"
 SETTLED = 30.0
 """Seconds given to answer what is on its way when the last request has come."""
-_SINGLES = 16
+_SINGLES = 8
 """About as many requests are sent one by one to find latencies without load."""
 
 Target = tuple[str, str]
@@ -67,7 +67,7 @@ class Traffic:
         return wave
 
 
-def saturate(traffic: Traffic, targets: Sequence[Target], adapters: Sequence[Adapter], repeats: int = 3) -> float:
+def saturate(traffic: Traffic, targets: Sequence[Target], adapters: Sequence[Adapter], repeats: int) -> float:
     """Requests a second that a system answers when many come at once, the best of some: adapters in equal shares."""
     pace = traffic.paced(1.0, traffic.crowd, 1.0, adapters, targets)
     crowds = [

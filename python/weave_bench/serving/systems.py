@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,13 +91,13 @@ class Engine:
     """A server that runs.
 
     Attributes:
-        start_seconds: from the start of its process until it said it was healthy.
+        start_seconds: from the start of its process until it said it was healthy; None if others started beside it.
     """
 
     spec: Spec
     url: str
     process: subprocess.Popen[bytes]
-    start_seconds: float
+    start_seconds: float | None
     kv_tokens: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -135,20 +136,33 @@ class Engine:
 
 
 @contextmanager
-def engines(specs: Sequence[Spec], logs: Path, console: Console) -> Iterator[dict[str, Engine]]:
-    """Start engines one after the other, so that each start is timed alone; by name. They stop with the body.
+def engines(
+    specs: Sequence[Spec], logs: Path, console: Console, *, beside: bool = False
+) -> Iterator[dict[str, Engine]]:
+    """Start engines, which stop with the body; by name.
+
+    Args:
+        specs: the engines to be.
+        logs: directory of their logs, made if need be.
+        console: told of every start.
+        beside: start all beside each other, for a start is mostly imports, on one core. Else one after the other, so
+            that each start is timed alone.
 
     Raises:
         RuntimeError: one did not start; the end of its log is in the message.
     """
     logs.mkdir(exist_ok=True)
-    found: dict[str, Engine] = {}
     with ExitStack() as stack:
-        for spec in specs:
+
+        def start(spec: Spec) -> Engine:
             begun = time.perf_counter()
             url, process = stack.enter_context(running(spec.command(), spec.environment(), logs / spec.log_name))
-            found[spec.name] = Engine(spec, url, process, time.perf_counter() - begun)
-            console.print(f"started {spec.name} in {found[spec.name].start_seconds:.0f} s")
+            taken = time.perf_counter() - begun
+            console.print(f"started {spec.name} in {taken:.0f} s")
+            return Engine(spec, url, process, None if beside else taken)
+
+        with ThreadPoolExecutor(len(specs) if beside else 1) as pool:
+            found = {engine.spec.name: engine for engine in pool.map(start, specs)}
         yield found
 
 
