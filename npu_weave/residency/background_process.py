@@ -5,6 +5,7 @@ A thread that yields the processor makes it worse: while it waits for one, holdi
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -14,11 +15,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from multiprocessing.connection import Pipe
-from typing import Any
+from typing import Any, TypeVar
 
 from npu_weave.errors import WeaveError
 from npu_weave.residency.channel import Channel, ChannelClosed
 from npu_weave.residency.load_threads import stand_back
+
+logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}  # it needs no device
 _ENDS_SECONDS = 5.0
@@ -48,12 +53,15 @@ class BackgroundProcess:
             self._started()
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
-        """What ``function(*args)`` returns there.
+        """What ``function(*args)`` returns there. It must change nothing, for it may be run twice (`twice_if_lost`).
 
         Raises:
             WeaveError: LOAD_PROCESS_LOST.
             Exception: whatever it raises (`Channel.receive`).
         """
+        return twice_if_lost(lambda: self._call(function, args))
+
+    def _call(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         with self.talk(_answer, function, args) as channel:
             return channel.receive()
 
@@ -102,6 +110,25 @@ class BackgroundProcess:
             self._process = None
 
 
+def twice_if_lost(ask: Callable[[], Result]) -> Result:
+    """What `ask` returns; if the process that it asks ends meanwhile, what it returns when it asks the next.
+
+    So who wants an adapter does not notice that a process was killed for want of memory. No third time: it may be this
+    adapter that ends them.
+
+    Raises:
+        WeaveError: LOAD_PROCESS_LOST, twice.
+    """
+    try:
+        return ask()
+    except WeaveError as error:
+        if error.code != "LOAD_PROCESS_LOST":
+            raise
+        lost = WeaveError.from_dict(error.to_dict())  # without its traceback, which keeps what was read
+        logger.warning("%s; asking another one", lost)
+    return ask()
+
+
 @cache
 def process_for_calls() -> BackgroundProcess:
     """One for all short calls of this process; it is started here, ahead of the first."""
@@ -141,7 +168,7 @@ def _lost(status: int | None) -> WeaveError:
         "the process that reads adapters",
         expected="that it runs as long as the engine",
         got=f"it ended with status {status}",
-        remedy="see whether the system ran out of memory; load the adapter again, which starts another one",
+        remedy="see whether the system ran out of memory; loading the adapter again starts another process",
     )
 
 

@@ -12,6 +12,7 @@ from npu_weave.errors import AdapterError, WeaveError
 from npu_weave.experts.packed import PackedAdapter, PackedLayer
 from npu_weave.experts.placement import ONE_RANK, ExpertPlacement
 from npu_weave.experts.port import MoELayerPort
+from npu_weave.residency.background_process import twice_if_lost
 from npu_weave.residency.expert_reads import AdapterSource
 from npu_weave.residency.load_identity import Identity, directory_identity
 
@@ -52,27 +53,31 @@ class AdapterReader:
         Raises:
             AdapterError: the codes of `open_adapter` and `Adapter.expert`; ADAPTER_CHANGED, content or directory are
                 not what they should be.
-            WeaveError: LOAD_CANCELLED.
+            WeaveError: LOAD_CANCELLED; LOAD_PROCESS_LOST, twice in a row.
         """
         real = resolve_adapter_path(path, self._allowed_roots)
         self._check_state(real, identity)
-        layers = {}
 
         def check() -> None:
             if cancelled():
                 raise load_cancelled(name)
 
+        layers, found = twice_if_lost(lambda: self._read(path, check))
+        if digest and found != digest:
+            raise _changed(path, f"content {digest[:16]}", found[:16])
+        self._check_state(real, identity)
+        return PackedAdapter(name, found, layers)
+
+    def _read(self, path: str, check: Callable[[], None]) -> tuple[dict[int, PackedLayer], str]:
+        """Layers by index, and the digest of the whole."""
+        layers = {}
         with self._source.open(path, check) as reads:
             following = iter(reads)
             for index, experts in reads.experts.items():
                 tensors, digests = zip(*islice(following, len(experts)), strict=True)
                 layers[index] = self._pack(index, dict(zip(experts, tensors, strict=True)), digests)
                 reads.give_back(tensors)
-            found = reads.digest
-        if digest and found != digest:
-            raise _changed(path, f"content {digest[:16]}", found[:16])
-        self._check_state(real, identity)
-        return PackedAdapter(name, found, layers)
+            return layers, reads.digest
 
     def _pack(self, index: int, experts: Mapping[int, ExpertTensors], digests: tuple[str, ...]) -> PackedLayer:
         port = self._ports[index]

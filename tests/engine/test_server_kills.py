@@ -144,20 +144,17 @@ def test_killed_while_it_loads_it_comes_back(place: Place, victim: str) -> None:
 
 
 @pytest.mark.parametrize("place", [("--host-cache", "0")], indirect=True, ids=["reader"])
-def test_a_reader_killed_while_it_loads_costs_no_more_than_the_load(place: Place) -> None:
-    """The processes that read adapters end again and again; the server stays, and says of each load how it ended."""
+def test_readers_killed_while_adapters_are_loaded_cost_nobody_anything(place: Place) -> None:
     body = {"lora_name": "late", "lora_path": str(place.late)}
     with launched_server(**place.arguments) as server:
         (before,) = server.complete("declared", PROMPTS[0])
-        stop, refused = threading.Event(), []
+        stop, loaded, refused = threading.Event(), [], []
 
         def load_and_unload() -> None:
             while not stop.is_set():
                 response = server.client.post("/v1/load_lora_adapter", json=body)
-                if response.status_code != 200:
-                    refused.append(response.text)
-                else:
-                    server.client.post("/v1/unload_lora_adapter", json=body).raise_for_status()
+                (loaded if response.status_code == 200 else refused).append(response.text)
+                server.client.post("/v1/unload_lora_adapter", json=body)
 
         with ThreadPoolExecutor(1) as pool:
             client = pool.submit(load_and_unload)
@@ -166,8 +163,10 @@ def test_a_reader_killed_while_it_loads_costs_no_more_than_the_load(place: Place
                 for pid in processes(server, READER):
                     os.kill(pid, signal.SIGKILL)
                 assert server.complete("declared", PROMPTS[0]) == [before]
+                enough = len(loaded) + len(refused) + 3
+                eventually(lambda enough=enough: len(loaded) + len(refused) >= enough, "loads that others read")
             stop.set()
             client.result(60)
-        assert all("LOAD_PROCESS_LOST" in each for each in refused), refused
+        assert not refused, refused
         assert server.load("late", place.late).status_code == 200
         assert server.complete("declared", PROMPTS[0]) == [before]

@@ -118,19 +118,46 @@ def test_a_read_given_up_at_any_moment_ends_there_too(source: RemoteSource, path
     assert source.pid == pid
 
 
-def test_a_process_that_is_killed_is_said_and_replaced(source: RemoteSource, path: Path) -> None:
+def killed(source: RemoteSource, times: int) -> type[PlainLayer]:
+    """A layer that kills the process while it packs, so often."""
+    left = iter(range(times))
+
     class Killed(PlainLayer):
         def pack(self, experts: object) -> dict[str, torch.Tensor]:
-            kill(source)
+            if next(left, None) is not None:
+                kill(source)
             return super().pack(experts)  # type: ignore[arg-type]
 
+    return Killed
+
+
+def test_a_process_that_is_killed_is_replaced_and_nobody_notices(source: RemoteSource, path: Path) -> None:
+    read(source, path, killed(source, 1))
+    pid, open_files = source.pid, descriptors()
+    same(read(source, path, killed(source, 1)), read(LocalSource(GEOMETRY), path))
+    assert source.pid not in (None, pid)
+    assert descriptors() == open_files
+
+
+def test_two_processes_that_are_killed_are_said(source: RemoteSource, path: Path) -> None:
     pid = source.pid
     with pytest.raises(WeaveError, match=r"LOAD_PROCESS_LOST.*status -9"):
-        read(source, path, Killed)
+        read(source, path, killed(source, 2))
     same(read(source, path), read(LocalSource(GEOMETRY), path))
     assert source.pid not in (None, pid)
     kill(source)  # between two reads
     same(read(source, path), read(LocalSource(GEOMETRY), path))
+
+
+def test_a_call_is_made_again_once() -> None:
+    process = BackgroundProcess()
+    process.start()
+    with pytest.raises(WeaveError, match=r"LOAD_PROCESS_LOST.*status 7"):
+        process.call(os._exit, 7)
+    pid = process.pid
+    assert process.call(os.getpid) == process.pid != pid
+    os.kill(process.call(os.getpid), signal.SIGKILL)
+    assert process.call(os.getpid) == process.pid
 
 
 OWNER = """

@@ -72,7 +72,7 @@ async def _soak(
     async with httpx.AsyncClient(base_url=url, timeout=300, limits=limits) as client:
         await asyncio.gather(
             send_requests(client, names, histories, truth, found, rate=rate, until=until, seed=seed),
-            make_changes(client, names, histories, broken, found, until=until, seed=seed + 1),
+            make_changes(client, pid, names, histories, broken, found, until=until, seed=seed + 1),
             watch.follow(until),
         )
     return found, watch

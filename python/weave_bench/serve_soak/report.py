@@ -6,6 +6,7 @@ import asyncio
 import statistics
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +20,7 @@ EVERY = 10.0
 GROWTH = 0.05
 """By how much the last quarter of the time may hold more than the second."""
 INTENDED = (
-    "exact", "near tie", "hung up", "not in service, said so", "loaded", "re-pointed", "unloaded",
+    "exact", "near tie", "hung up", "not in service, said so", "loaded", "re-pointed", "unloaded", "reader killed",
     "refused as it must be, 400", "refused as it must be, 403", "refused as it must be, 404",
 )  # fmt: skip
 
@@ -48,10 +49,13 @@ class Watch:
     def held(self) -> Held:
         """Now: proportional memory, that of mapped pages (shared memory), open files."""
         parent = psutil.Process(self.pid)
-        processes = [parent, *parent.children(recursive=True)]
-        shared = sum(each.memory_info().shared for each in processes)
-        memory = sum(each.memory_full_info().pss for each in processes)
-        return Held(memory / 2**20, shared / 2**20, sum(each.num_fds() for each in processes))
+        memory, shared, files = 0, 0, 0
+        for process in (parent, *parent.children(recursive=True)):
+            with suppress(psutil.NoSuchProcess):  # one that reads adapters was killed
+                memory += process.memory_full_info().pss
+                shared += process.memory_info().shared
+                files += process.num_fds()
+        return Held(memory / 2**20, shared / 2**20, files)
 
     def growth(self) -> Mapping[str, tuple[float, float]]:
         """Of each quantity: medians over the second and the last quarter of the time."""
