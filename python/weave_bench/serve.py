@@ -83,7 +83,7 @@ FULL = Plan(
     batches=(1, 8, 32, 128, 256),
     prompt=256,
     steps=64,
-    decode_repeats=5,
+    decode_repeats=3,
     crowds=3,
 )
 QUICK = Plan(
