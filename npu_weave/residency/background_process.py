@@ -23,7 +23,7 @@ from npu_weave.residency.load_threads import stand_back
 
 logger = logging.getLogger(__name__)
 
-Result = TypeVar("Result")
+_Result = TypeVar("_Result")
 
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}  # it needs no device
 _ENDS_SECONDS = 5.0
@@ -110,7 +110,7 @@ class BackgroundProcess:
             self._process = None
 
 
-def twice_if_lost(ask: Callable[[], Result]) -> Result:
+def twice_if_lost(ask: Callable[[], _Result]) -> _Result:
     """What `ask` returns; if the process that it asks ends meanwhile, what it returns when it asks the next.
 
     So who wants an adapter does not notice that a process was killed for want of memory. No third time: it may be this

@@ -154,7 +154,8 @@ def test_readers_killed_while_adapters_are_loaded_cost_nobody_anything(place: Pl
             while not stop.is_set():
                 response = server.client.post("/v1/load_lora_adapter", json=body)
                 (loaded if response.status_code == 200 else refused).append(response.text)
-                server.client.post("/v1/unload_lora_adapter", json=body)
+                if response.status_code == 200:
+                    server.client.post("/v1/unload_lora_adapter", json=body).raise_for_status()
 
         with ThreadPoolExecutor(1) as pool:
             client = pool.submit(load_and_unload)
