@@ -10,10 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
+import msgspec
 import typer
 from rich.console import Console
 
 from weave_bench import machine, report
+from weave_bench.host import Host
 from weave_bench.results import SCHEMA, Origin, Part, Run, read_run, write_run
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
@@ -54,23 +56,29 @@ def run_parts(
     Parts that the file has already stay, until they are measured again; the report says where each comes from.
     """
     out = out or (QUICK_RUN if quick else RUN)
-    wanted = parts or [name for name in PARTS if name not in (QUICK_BY_NAME if quick else BY_NAME)]
-    unknown = [name for name in wanted if name not in PARTS]
-    if unknown:
-        raise typer.BadParameter(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    wanted = chosen(parts, quick=quick)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that servers are stopped, too
     console = Console(width=None if sys.stdout.isatty() else 160)
     run = read_run(out) if out.exists() else Run(SCHEMA)
     for name in wanted:
         console.rule(f"{name}: {PARTS[name]}")
-        begun, origin = time.monotonic(), _origin()
+        origin = _origin()
+        begun, host = time.monotonic(), Host()
         part: Part = importlib.import_module(f"weave_bench.{name}").measure(quick=quick)
-        run.add(part, origin)
+        run.add(part, msgspec.structs.replace(origin, stolen=host.stolen()))
         write_run(run, out)
         report.print_part(part, console)
         console.print(f"{name} took {time.monotonic() - begun:.0f} s; noted in {out}")
     written = report.write_report(run, out.with_name(REPORT))
     console.print(f"wrote {written[0]} and {len(written) - 1} figures")
+
+
+def chosen(parts: list[str] | None, *, quick: bool) -> list[str]:
+    """The parts that were named, or those that run without. Raises typer.BadParameter for one that is not there."""
+    unknown = [name for name in parts or () if name not in PARTS]
+    if unknown:
+        raise typer.BadParameter(f"no part {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    return parts or [name for name in PARTS if name not in (QUICK_BY_NAME if quick else BY_NAME)]
 
 
 @app.command("report")

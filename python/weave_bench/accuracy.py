@@ -19,7 +19,7 @@ from weave_lab.demo.report import Outcome, equal_alone, equal_together
 from weave_lab.evaluate import held_out
 from weave_lab.tasks import by_name
 
-PROMPTS, QUICK_PROMPTS = 200, 10
+PROMPTS, QUICK_PROMPTS = 120, 10
 """Held-out prompts a task."""
 QUICK_TASKS = 2
 

@@ -7,10 +7,11 @@ without a pause. In every other window adapters are loaded from files and unload
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import httpx
@@ -18,6 +19,7 @@ import numpy as np
 from rich.console import Console
 from tqdm import tqdm
 
+from weave_bench.host import Host, least_disturbed
 from weave_bench.results import Part, Row, Spread, Table, spread
 from weave_bench.serving.models import Adapter, make_wide
 from weave_bench.serving.systems import Engine, Spec, engines
@@ -27,16 +29,21 @@ from weave_lab.artifacts import locate
 STREAMS = (1, 8)
 WINDOW = 8.0
 """Seconds with loads, and as many without."""
-PAIRS, QUICK_PAIRS = 15, 3
-POOLED = 3
-"""Windows of either kind whose gaps make one percentile: in one alone, a hundredth of them is three or four gaps."""
+PAIRS, QUICK_PAIRS = 12, 3
+SPARE_PAIRS = 4
+"""More pairs at most, where the host took cores away: a pause of a tenth of a second is a p99 of its own."""
+DISTURBED = 0.01
+"""Share of the cores' time that a host may take from a pair."""
+_RESAMPLED = 400
+"""Times that as many pairs are drawn at random from those that count, to see how far a percentile may be trusted."""
 SERVED = 2
 """Adapters that answer; the others come and go."""
 _KV_BYTES = 512 << 20
 _PROMPT, _TOKENS = 64, 512
 
 COLUMNS = {
-    "p50": "ms between two tokens of a stream, without loads",
+    "p50": "ms between two tokens of a stream, without loads, over all windows; in brackets the quarters of what pairs "
+    "of windows drawn from these at random would have shown",
     "p50 with loads": "ms",
     "p50 ratio": "with over without",
     "p99": "ms, without loads",
@@ -44,12 +51,16 @@ COLUMNS = {
     "p99 ratio": "with over without; the aim is at most 1.10",
     "loads": "adapters a window that were loaded and unloaded",
     "load": "ms from the request to load an adapter to its answer",
+    "stolen": "share of the cores' time that the host of this machine gave to others in the windows that count",
+    "left out": "pairs of windows that do not count, because it took more in them",
 }
 _SHOWS = (
     "Files come from the system's page cache and nothing from the host cache, so every load opens, checks, hashes, "
     "packs and copies its experts. Processes beside the engine open, check and hash, a thread of it packs and copies, "
     "all with the lowest priority. On a machine with few cores they share these with the steps, and caches and memory "
-    "in any case. On a device steps run elsewhere, and loads share the path to its memory instead."
+    "in any case. On a device steps run elsewhere, and loads share the path to its memory instead. A "
+    "virtual machine's host may take cores away for a tenth of a second and more, which a p99 shows as its own: pairs "
+    "of windows were added while that happened, and of all those count of which it took least, whatever they showed."
 )
 
 
@@ -72,58 +83,99 @@ def measure(*, quick: bool) -> Part:
         "model": "wide, random weights",
         "an adapter": f"{nbytes / 2**20:.0f} MiB",
         "threads of the engine": threads,
-        "windows": f"{WINDOW:g} s, {pairs} with loads and {pairs} without, in turn; a repeat is {POOLED} of either",
+        "windows": f"{WINDOW:g} s, {pairs} with loads and {pairs} without, in turn",
+        "more pairs at most": f"{SPARE_PAIRS}, while the host took over {DISTURBED:.0%} of the cores from one",
     }
     table = Table("live", "Gaps between tokens while adapters come and go", COLUMNS, rows, _SHOWS)
     return Part("live", time.monotonic() - begun, quick, settings, [table])
 
 
 def _row(engine: Engine, adapters: Sequence[Adapter], streams: int, pairs: int) -> Row:
-    windows = asyncio.run(_windows(engine, adapters, streams, pairs))
-    calm, busy = windows[0::2], windows[1::2]
+    taken = asyncio.run(_windows(engine, adapters, streams, pairs))
+    counted = least_disturbed(taken, pairs, _stolen)
+    calm, busy = zip(*counted, strict=True)
     values: dict[str, Spread | float | None] = {}
     for name, quantile in (("p50", 50), ("p99", 99)):
-        without, with_loads = _percentiles(calm, quantile), _percentiles(busy, quantile)
-        values[name], values[f"{name} with loads"] = spread(without), spread(with_loads)
-        values[f"{name} ratio"] = spread([one / other for one, other in zip(with_loads, without, strict=True)])
+        without, with_loads, ratio = estimate(
+            [(pair[0].gaps, pair[1].gaps) for pair in counted], functools.partial(_milliseconds, quantile)
+        )
+        values |= {name: without, f"{name} with loads": with_loads, f"{name} ratio": ratio}
     values["loads"] = spread([float(len(each.loads)) for each in busy])
-    values["load"] = spread([1e3 * taken for each in busy for taken in each.loads])
+    values["load"] = spread([1e3 * load for each in busy for load in each.loads])
+    values["stolen"] = spread([window.stolen for window in (*calm, *busy)])
+    values["left out"] = float(len(taken) - pairs)
     return Row({"streams": streams}, values)
 
 
-def _percentiles(windows: Sequence[_Window], quantile: int) -> list[float]:
-    """Of the gaps of each `POOLED` windows, in milliseconds."""
-    pooled = [windows[first : first + POOLED] for first in range(0, len(windows), POOLED)]
-    return [float(np.percentile([gap for each in some for gap in each.gaps], quantile)) * 1e3 for some in pooled]
+def estimate(pairs: Sequence[tuple[_Gaps, _Gaps]], figure: Callable[[Sequence[_Gaps]], float]) -> tuple[Spread, ...]:
+    """A figure of all first, of all second of some pairs, and second over first.
+
+    In brackets the quarters of what as many pairs show that are drawn from these at random (bootstrap): a hundredth of
+    one window is three or four gaps, too few for a percentile of its own.
+    """
+    random = np.random.default_rng(0)
+    draws = [range(len(pairs)), *(random.integers(len(pairs), size=len(pairs)) for _ in range(_RESAMPLED))]
+    found = [[figure([pairs[index][side] for index in draw]) for draw in draws] for side in (0, 1)]
+    found.append([one / other for one, other in zip(found[1], found[0], strict=True)])
+    around = [spread(drawn) for _, *drawn in found]
+    return tuple(Spread(each[0], drawn.low, drawn.high, len(pairs)) for each, drawn in zip(found, around, strict=True))
+
+
+def _milliseconds(quantile: int, windows: Sequence[_Gaps]) -> float:
+    return float(np.percentile(np.concatenate(windows), quantile)) * 1e3
 
 
 class _Window:
-    """Seconds between tokens that arrived in it, and of the loads that ended in it."""
+    """Seconds between tokens that arrived in it, and of the loads that ended in it; what the host took of it."""
 
     def __init__(self) -> None:
         self.gaps: list[float] = []
         self.loads: list[float] = []
+        self.stolen = 0.0
 
 
-async def _windows(engine: Engine, adapters: Sequence[Adapter], streams: int, pairs: int) -> list[_Window]:
-    """Windows without and with loads, in turn; one before them warms up."""
-    current = [_Window()]
+_Gaps = Sequence[float]
+"""Of one window, in seconds."""
+_Pair = tuple["_Window", "_Window"]
+"""Without loads, and with."""
+
+
+def _stolen(pair: _Pair) -> float:
+    return max(window.stolen for window in pair)
+
+
+async def _windows(engine: Engine, adapters: Sequence[Adapter], streams: int, pairs: int) -> list[_Pair]:
+    """Windows without and with loads, in turn, until `pairs` are undisturbed or the spare ones are used up, too.
+
+    One before them warms up.
+    """
+    current, taken = [_Window()], list[_Pair]()
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     async with httpx.AsyncClient(base_url=engine.url, timeout=300, limits=limits) as client:
         answering = [asyncio.create_task(_stream(client, adapters, number, current)) for number in range(streams)]
         try:
             await asyncio.sleep(WINDOW / 2)
-            for number in tqdm(range(2 * pairs), desc=f"{streams} streams"):
-                current.append(_Window())
-                ends = time.monotonic() + WINDOW
-                if number % 2:
-                    await _come_and_go(client, adapters[SERVED:], ends, current[-1])
-                await asyncio.sleep(max(0.0, ends - time.monotonic()))
+            for _ in tqdm(range(pairs + SPARE_PAIRS), desc=f"{streams} streams, pairs"):
+                if sum(_stolen(pair) <= DISTURBED for pair in taken) == pairs:
+                    break
+                taken.append((await _window(client, (), current), await _window(client, adapters[SERVED:], current)))
         finally:
             for task in answering:
                 task.cancel()
             await asyncio.gather(*answering, return_exceptions=True)
-    return current[1:]
+    return taken
+
+
+async def _window(client: httpx.AsyncClient, changing: Sequence[Adapter], current: list[_Window]) -> _Window:
+    """Seconds in which these adapters come and go, if there are any; the window is the current one meanwhile."""
+    host, ends = Host(), time.monotonic() + WINDOW
+    window = _Window()
+    current.append(window)
+    if changing:
+        await _come_and_go(client, changing, ends, window)
+    await asyncio.sleep(max(0.0, ends - time.monotonic()))
+    window.stolen = host.stolen()
+    return window
 
 
 async def _stream(client: httpx.AsyncClient, adapters: Sequence[Adapter], number: int, current: list[_Window]) -> None:

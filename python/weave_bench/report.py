@@ -87,6 +87,8 @@ def _head(run: Run) -> Iterator[str]:
         if name in run.origins:
             origin = run.origins[name]
             where = "; ".join(f"{key.replace('_', ' ')} {value}" for key, value in origin.machine.items())
+            if origin.stolen is not None:
+                where += f"; the host gave {origin.stolen:.1%} of the cores to others meanwhile"
             packages = ", ".join(f"{package} {version}" for package, version in origin.versions.items())
             yield f"| {name} | {origin.started[:10]} | `{origin.commit}` | {where} | {packages} |"
     yield ""

@@ -88,12 +88,17 @@ class Part(msgspec.Struct, frozen=True):
 
 
 class Origin(msgspec.Struct, frozen=True):
-    """Where, of what and when a part was measured."""
+    """Where, of what and when a part was measured.
+
+    Attributes:
+        stolen: share of the cores' time that the machine's host gave to others meanwhile; None if not measured.
+    """
 
     machine: Mapping[str, object]
     versions: Mapping[str, str]
     commit: str
     started: str
+    stolen: float | None = None
 
 
 class Run(msgspec.Struct):

@@ -52,6 +52,7 @@ class Plan:
         lengths, prefill_repeats: of prompts.
         batches, prompt, steps, decode_repeats: of decode; `prompt` in tokens.
         crowds: of requests at once, to find how many a system answers a second.
+        again: repeats beside merged engines that are measured once more if the host took cores away (`compare`).
     """
 
     adapters: tuple[int, ...]
@@ -68,6 +69,7 @@ class Plan:
     steps: int
     decode_repeats: int
     crowds: int
+    again: int
 
 
 FULL = Plan(
@@ -85,6 +87,7 @@ FULL = Plan(
     steps=64,
     decode_repeats=3,
     crowds=3,
+    again=3,
 )
 QUICK = Plan(
     adapters=(10,),
@@ -101,6 +104,7 @@ QUICK = Plan(
     steps=32,
     decode_repeats=2,
     crowds=1,
+    again=0,
 )
 
 
@@ -247,7 +251,7 @@ def _pair_rows(
     capacity = max(rates[name] for name, each in up.items() if len(each) == 1)
     typical = unloaded(pair.traffic, up[MERGED][0], pair.adapters[:1])
     slo = _bounds(session, f"{pair.model}, merged", typical, bounds)
-    return merged_rows(pair, asked, capacity, session.plan.repeats, slo)
+    return merged_rows(pair, asked, capacity, session.plan.repeats, slo, again=session.plan.again)
 
 
 def _bounds(session: _Session, title: str, typical: Slo, bounds: tuple[float, float]) -> Slo:

@@ -19,7 +19,7 @@ from weave_bench.results import SCHEMA, Origin, Part, Row, Run, Spread, Table, r
 def run_of(*tables: Table, left_out: tuple[str, ...] = ()) -> Run:
     part = Part("memory", 90.0, True, {"layers": 2, "kinds": ["a", "b"]}, tables, left_out)
     run = Run(SCHEMA)
-    run.add(part, Origin({"cores": 2}, {"python": "3.11"}, "abc", "2026-01-02T03:04:05+00:00"))
+    run.add(part, Origin({"cores": 2}, {"python": "3.11"}, "abc", "2026-01-02T03:04:05+00:00", 0.25))
     return run
 
 
@@ -87,7 +87,8 @@ def test_the_report_has_every_value_and_its_figures(tmp_path: Path) -> None:
     assert "| it | 0.125 |" in text
     assert "- Left out: the moon: too far" in text
     assert "quick" in text and "layers: 2; kinds: a, b" in text
-    assert "| memory | 2026-01-02 | `abc` | cores 2 | python 3.11 |" in text
+    machine = "cores 2; the host gave 25.0% of the cores to others meanwhile"
+    assert f"| memory | 2026-01-02 | `abc` | {machine} | python 3.11 |" in text
     pictures = re.findall(r"!\[.*\]\((.*)\)", text)
     assert pictures == ["report/capacity.svg"] and (tmp_path / pictures[0]).stat().st_size > 1000
     assert [path.name for path in written] == ["report.md", "capacity.svg"]

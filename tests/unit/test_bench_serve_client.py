@@ -102,6 +102,7 @@ def test_requests_leave_at_their_time_and_pieces_are_timed(server: ThreadingHTTP
         assert reply.sent + PAUSE <= reply.times[0] <= reply.times[1] <= reply.times[2] <= first.seconds
     assert [reply.tokens for reply in second.replies] == [[1]]
     assert first.client_cpu > 0
+    assert 0 <= first.stolen < 1
 
 
 def test_every_answer_is_as_long_as_asked_for(server: ThreadingHTTPServer) -> None:

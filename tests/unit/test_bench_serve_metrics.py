@@ -28,7 +28,7 @@ def reply(times: list[float], tokens: list[int] | None = None, **fields: object)
 
 
 def outcome(*replies: Reply) -> Outcome:
-    return Outcome(list(replies), 10.0, 0.1)
+    return Outcome(list(replies), 10.0, 0.1, 0.0)
 
 
 def test_the_first_token_counts_from_when_the_request_was_due() -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from weave_bench.serving.lora import named_error
 from weave_bench.serving.models import Adapter, make_adapters
-from weave_bench.serving.systems import Spec, kv_tokens
+from weave_bench.serving.systems import Spec, engines, kv_tokens
 from weave_lab.artifacts import shipped
 from weave_lab.checkpoint import adapter_tensors
 
@@ -68,3 +71,54 @@ def test_the_first_error_a_log_names_is_told() -> None:
 """
     assert named_error(log) == "AttributeError: module 'triton.language' has no 'bfloat16'"
     assert named_error("a line: with a colon\nRuntimeError\n") == ""
+
+
+STAND_IN = """
+import http.server, pathlib, sys, time
+
+mark, other = map(pathlib.Path, sys.argv[1:3])
+port = int(sys.argv[sys.argv.index("--port") + 1])
+found = other.exists()
+mark.touch()
+while sys.argv[3] == "wait" and not other.exists():
+    time.sleep(0.01)
+metrics = b'vllm:cache_config_info{block_size="16",num_gpu_blocks="%d"} 1.0' % (2 if found else 1)
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(metrics)))
+        self.end_headers()
+        self.wfile.write(metrics)
+
+http.server.HTTPServer(("127.0.0.1", port), Handler).serve_forever()
+"""
+"""A server that may wait until another was started, and says as KV blocks whether it found that one there."""
+
+
+@dataclass(frozen=True)
+class StandIn(Spec):
+    """An engine in whose place `STAND_IN` is started."""
+
+    arguments: tuple[str, ...] = ()
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-c", STAND_IN, *self.arguments]
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_engines_start_beside_each_other_or_in_turn(tmp_path: Path, beside: bool) -> None:
+    """Beside each other each waits for the other here; in turn the second finds the first, and both are timed."""
+    marks = [str(tmp_path / name) for name in ("one", "two")]
+    specs = [
+        StandIn(name, Path("m"), None, 1, 1, arguments=(*own, "wait" if beside else "go"))
+        for name, own in zip(("one", "two"), (marks, reversed(marks)), strict=True)
+    ]
+    with engines(specs, tmp_path / "logs", Console(quiet=True), beside=beside) as found:
+        processes = [engine.process for engine in found.values()]
+        assert list(found) == ["one", "two"]
+        timed = [engine.start_seconds is not None for engine in found.values()]
+        blocks = [engine.kv_tokens // 16 for engine in found.values()]
+    assert timed == [not beside] * 2
+    assert beside or blocks == [1, 2]
+    assert all(process.poll() is not None for process in processes), "they end with the body"

@@ -53,9 +53,9 @@ def trials(monkeypatch: pytest.MonkeyPatch) -> list[Trial]:
             Reply(c.at, c.at, [c.at + 0.1 * (n + 1) for n in range(c.tokens)], [1] * c.tokens, len(c.prompt), True)
             for c in wave.calls
         ]
-        return Outcome(replies, 1.0, 0.1)
+        return Outcome(replies, 1.0, 0.1, 0.0)
 
-    def compare(asked: Sequence[Trial], repeats: int, title: str) -> list[Repeats]:
+    def compare(asked: Sequence[Trial], repeats: int, title: str, *, again: int = 0) -> list[Repeats]:
         seen.extend(asked)
         return [
             {name: [trial.figures(answer(wave(r))) for r in range(repeats)] for name, wave in trial.waves.items()}
@@ -116,7 +116,7 @@ def test_decode_asks_the_adapters_in_turn_for_long_enough(trials: list[Trial]) -
 def test_merged_engines_get_the_requests_of_their_adapters(trials: list[Trial]) -> None:
     pair = Pair("m", Path("m"), ADAPTERS[2:4], Traffic(Prompts()), ((0.5, 0.3), (1.5, 0.3)), 4.0)
     asked = {MERGED: [("a", "base"), ("b", "base")], "npu-weave": [("w", "island-1"), ("w", "record-1")]}
-    found = merged_rows(pair, asked, 40.0, 2, Slo(1, 1))
+    found = merged_rows(pair, asked, 40.0, 2, Slo(1, 1), again=0)
     assert_whole(merged_table(found))
     for trial in trials:
         both, one = (trial.waves[name](0).calls for name in (MERGED, "npu-weave"))
@@ -132,7 +132,7 @@ def test_merged_engines_get_the_requests_of_their_adapters(trials: list[Trial]) 
 def test_total_throughput_is_both(trials: list[Trial]) -> None:
     traffic = Traffic(Prompts(), lengths=(50, 10))
     pair = Pair("m", Path("m"), ADAPTERS[2:4], traffic, ((1.5, 1.0),), 4.0)
-    (row,) = merged_rows(pair, {MERGED: [("a", "base"), ("b", "base")]}, 20.0, 1, Slo(1, 1))
+    (row,) = merged_rows(pair, {MERGED: [("a", "base"), ("b", "base")]}, 20.0, 1, Slo(1, 1), again=0)
     values = {key: row.values[key] for key in ("prefill", "decode", "prefill + decode")}
     prefill, decode, total = (value.median for value in values.values())
     assert prefill > decode > 0 and total == pytest.approx(prefill + decode)

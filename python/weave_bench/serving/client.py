@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from weave_bench.host import Host
 from weave_bench.serving.records import Call, Outcome, Reply, Wave
 
 _PAUSE = 0.2
@@ -90,18 +91,19 @@ async def _ask(client: httpx.AsyncClient, call: Call, begin: float, pieces: Piec
 
 async def _send(client: httpx.AsyncClient, wave: Wave) -> Outcome:
     noted: list[Pieces] = [[] for _ in wave.calls]
-    begin, before = time.perf_counter() + _LEAD, time.process_time()
+    begin, before, host = time.perf_counter() + _LEAD, time.process_time(), Host()
     tasks = [
         asyncio.create_task(_ask(client, call, begin, pieces)) for call, pieces in zip(wave.calls, noted, strict=True)
     ]
     if tasks:
         await asyncio.wait(tasks, timeout=wave.limit + _LEAD)
     seconds, used = time.perf_counter() - begin, time.process_time() - before
+    stolen = host.stolen()
     for task in tasks:
         task.cancel()
     ends = await asyncio.gather(*tasks, return_exceptions=True)
     replies = [_reply(*ended) for ended in zip(wave.calls, noted, ends, strict=True)]
-    return Outcome(replies, seconds, used / seconds)
+    return Outcome(replies, seconds, used / seconds, stolen)
 
 
 def _reply(call: Call, pieces: Pieces, end: tuple[float, str] | BaseException) -> Reply:

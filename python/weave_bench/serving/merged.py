@@ -49,7 +49,7 @@ class Pair:
 
 
 def merged_rows(
-    pair: Pair, asked: Mapping[str, Sequence[Target]], capacity: float, repeats: int, slo: Slo
+    pair: Pair, asked: Mapping[str, Sequence[Target]], capacity: float, repeats: int, slo: Slo, *, again: int
 ) -> list[Row]:
     """Systems beside the merged engines.
 
@@ -59,6 +59,7 @@ def merged_rows(
         capacity: requests a second, what loads are shares of.
         repeats: of every load.
         slo: bounds for goodput.
+        again: see `compare`.
     """
     trials = []
     for load, alpha in pair.loads:
@@ -79,7 +80,7 @@ def merged_rows(
         }
         trials.append(Trial(labels, waves, MERGED, _figures(pair.horizon, slo, over)))
     made: list[Row] = []
-    for trial, found in zip(trials, compare(trials, repeats, f"merged, {pair.model}"), strict=True):
+    for trial, found in zip(trials, compare(trials, repeats, f"merged, {pair.model}", again=again), strict=True):
         made += rows(trial, found, list(_COLUMNS), _COMPARED, " / merged")
     return made
 
@@ -123,5 +124,7 @@ _SHOWS = (
     "where a step is mostly Python: there two engines run two schedulers and two servers at once on the cores, and "
     "one engine only one. Random weights choose experts nearly evenly; a trained model's choice is more uneven, which"
     " makes batches of one adapter touch fewer experts. KV cache never runs short here; on a device that holds merged"
-    " checkpoints it does, which adds to what the paper gains."
+    " checkpoints it does, which adds to what the paper gains. A virtual machine's host may take cores away, "
+    "unevenly: repeats of which it took most were measured once more, all systems again, whatever they had shown; "
+    "`stolen` is what was left of that."
 )

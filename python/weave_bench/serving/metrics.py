@@ -91,6 +91,7 @@ def measure(outcome: Outcome, horizon: float, slo: Slo) -> Figures:
         "unfinished": float(sum(not reply.finished and not reply.error for reply in outcome.replies)),
         "errors": float(sum(bool(reply.error) for reply in outcome.replies)),
         "client CPU": outcome.client_cpu,
+        "stolen": outcome.stolen,
     }
 
 

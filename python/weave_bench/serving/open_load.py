@@ -36,6 +36,7 @@ COLUMNS = {
     "unfinished": "requests given up unanswered",
     "errors": "requests that failed",
     "client CPU": "processor seconds a second of the measuring client",
+    "stolen": "share of the cores' time that the host of this machine gave to others meanwhile",
 }  # fmt: skip
 COMPARED = ("TTFT p50", "TTFT p99", "TPOT p50", "TPOT p99", "ITL p50", "ITL p99", "prefill", "decode", "goodput")
 

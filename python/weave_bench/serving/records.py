@@ -64,8 +64,10 @@ class Outcome(msgspec.Struct, frozen=True):
         replies: one a call, in order.
         seconds: from its begin to its last reply.
         client_cpu: processor seconds the client used over wall seconds: near 1 means the client held it up.
+        stolen: share of the cores' time that the machine's host gave to others meanwhile (`Host`).
     """
 
     replies: list[Reply]
     seconds: float
     client_cpu: float
+    stolen: float
