@@ -14,6 +14,7 @@ import torch
 
 from npu_weave.adapters.adapter import ExpertTensors
 from npu_weave.adapters.geometry import MoEGeometry
+from npu_weave.adapters.pieces import PIECE_BYTES
 
 
 class ExpertMemory(Protocol):
@@ -86,7 +87,10 @@ class SharedMemory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._memory.madvise(mmap.MADV_REMOVE)
+        # Python keeps the interpreter meanwhile: for all at once steps would wait 250 ms a GiB
+        for start in range(0, len(self._memory), PIECE_BYTES):
+            self._memory.madvise(mmap.MADV_REMOVE, start, PIECE_BYTES)
+            os.sched_yield()
         os.close(self.descriptor)
 
 

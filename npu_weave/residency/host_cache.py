@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections import OrderedDict
+from functools import partial
 
 from npu_weave.errors import IntegrityError
-from npu_weave.experts.packed import PackedAdapter
+from npu_weave.experts.packed import PackedAdapter, PackedLayer
+from npu_weave.residency.load_threads import Later
+
+_CALLER_RETURNS_SECONDS = 0.01
+"""Until then the thread that lets an adapter go refers to it itself, and would be the last to do so."""
 
 
 class HostCache:
@@ -19,7 +26,12 @@ class HostCache:
         nbytes: bytes kept.
     """
 
-    def __init__(self, limit_bytes: int | None = 0) -> None:
+    def __init__(self, limit_bytes: int | None = 0, *, later: Later | None = None) -> None:
+        """
+        Args:
+            later: returns memory to the system, which takes 80 ms a GiB; None: the calling thread does.
+        """
+        self._later = later
         self.limit_bytes = limit_bytes
         self.nbytes = 0
         self._kept: OrderedDict[str, PackedAdapter] = OrderedDict()
@@ -34,6 +46,7 @@ class HostCache:
         """Keep `adapter`, as the most recently used; others go until the limit holds. One beyond it is not kept."""
         self.take(adapter.digest)
         if self.limit_bytes is not None and adapter.nbytes > self.limit_bytes:
+            self.free(adapter)
             return
         self._kept[adapter.digest] = adapter
         self.nbytes += adapter.nbytes
@@ -52,6 +65,11 @@ class HostCache:
         while len(self._kept) > max(most, 0):
             self._drop_oldest()
 
+    def free(self, adapter: PackedAdapter) -> None:
+        """Have the memory of `adapter`, which is not kept, returned once nobody else uses it."""
+        if self._later is not None:
+            self._later(partial(_let_go, list(adapter.layers.values())))
+
     def check_integrity(self) -> None:
         """Check the count of bytes, and the limit.
 
@@ -67,3 +85,11 @@ class HostCache:
     def _drop_oldest(self) -> None:
         _, adapter = self._kept.popitem(last=False)
         self.nbytes -= adapter.nbytes
+        self.free(adapter)
+
+
+def _let_go(layers: list[PackedLayer]) -> None:
+    time.sleep(_CALLER_RETURNS_SECONDS)
+    while layers:
+        layers.pop()
+        os.sched_yield()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor, thread
 from contextlib import suppress
 
@@ -23,6 +23,21 @@ def background_threads(name: str, count: int = 1, cpus: Collection[int] | None =
         cpus: processors they may use; None leaves them those of the thread that starts them.
     """
     return ThreadPoolExecutor(count, thread_name_prefix=name, initializer=stand_back, initargs=(cpus,))
+
+
+Later = Callable[[Callable[[], None]], None]
+"""Has another thread do something, soon."""
+
+
+def later_on(name: str) -> Later:
+    """A background thread for what nobody waits for. When the process ends, nothing more is done."""
+    threads = background_threads(name)
+
+    def later(work: Callable[[], None]) -> None:
+        if not process_is_ending():  # no thread can be asked any more
+            threads.submit(work)
+
+    return later
 
 
 def process_is_ending() -> bool:

@@ -161,8 +161,11 @@ class AdapterLoader:
             self._unstock(load)
             self._store.drop(revision)
             return True
+        packed = self._packed(load)
         if load.reused is not None:
             self._store.keep(load.reused)
+        elif packed is not None:
+            self._store.cache.free(packed)
         if load.reading is not None and not load.reading.cancel():
             load.reading.add_done_callback(lambda _: self._unstock(load))
         return True

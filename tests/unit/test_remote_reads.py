@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import subprocess
 import sys
 import threading
+from itertools import chain
 from pathlib import Path
 
 import psutil
@@ -19,6 +21,7 @@ from npu_weave.adapters.adapter import open_adapter
 from npu_weave.errors import AdapterError, WeaveError
 from npu_weave.experts.packed import PackedAdapter
 from npu_weave.residency.background_process import BackgroundProcess
+from npu_weave.residency.expert_memory import SharedMemory
 from npu_weave.residency.expert_reads import AdapterSource, LocalSource
 from npu_weave.residency.load_opener import AdapterOpener
 from npu_weave.residency.load_reader import AdapterReader
@@ -210,6 +213,34 @@ def test_memory_of_a_load_that_failed_is_given_back(source: RemoteSource, path: 
         raise NotPacked
     assert error.tb is not None, "which keeps what the load referred to"
     assert shared_pages(os.getpid()) == shared_pages(source.pid) == 0
+
+
+def turns_while_given_back(size: int) -> int:
+    """How often another thread gets the interpreter while memory of four experts is given back."""
+    memory = SharedMemory(dataclasses.replace(GEOMETRY, hidden_size=size, moe_intermediate_size=size), 4)
+    for part in chain.from_iterable(memory.experts):
+        part.fill_(1)
+    begun, ended, turns = threading.Event(), threading.Event(), 0
+
+    def give_back() -> None:
+        with memory:
+            begun.set()
+        ended.set()
+
+    giving = threading.Thread(target=give_back)
+    giving.start()
+    begun.wait()
+    while not ended.is_set():
+        turns += 1
+        os.sched_yield()
+    giving.join()
+    assert not any(part.any() for part in chain.from_iterable(memory.experts))
+    return turns
+
+
+def test_other_threads_run_while_memory_is_given_back() -> None:
+    # a machine that stops between the beginning and the giving back shows turns that are none of it
+    assert min(turns_while_given_back(2048) for _ in range(3)) > 100
 
 
 def test_opening_there_is_opening_here(path: Path, tmp_path: Path) -> None:

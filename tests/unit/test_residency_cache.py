@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,6 +60,32 @@ def test_without_a_limit_in_bytes_trim_bounds_the_number() -> None:
     assert [digest for digest in "abcd" if digest in cache] == ["c", "d"]
     cache.trim(-1)
     assert (len(cache), cache.nbytes) == (0, 0)
+
+
+@pytest.mark.parametrize("limit", [0, 3])
+def test_memory_of_what_is_not_kept_is_returned_by_another_thread(limit: int) -> None:
+    asked: list[Callable[[], None]] = []
+    cache = HostCache(limit, later=asked.append)
+    returned: list[int] = []
+    for digest in "abc":
+        held = adapter(digest, 2)
+        weakref.finalize(held.layers[0], lambda: returned.append(threading.get_ident()))
+        cache.put(held)
+        del held
+    assert len(asked) == (3 if limit == 0 else 2) and not returned
+    thread = threading.Thread(target=lambda: [work() for work in asked])
+    thread.start()
+    thread.join()
+    assert returned == [thread.ident] * len(asked)
+
+
+def test_memory_that_is_used_again_is_not_returned() -> None:
+    asked: list[Callable[[], None]] = []
+    cache = HostCache(2, later=asked.append)
+    cache.put(adapter("a", 2))
+    taken = cache.take("a")
+    cache.put(adapter("b", 2))
+    assert taken is not None and not asked
 
 
 def test_check_integrity_sees_a_wrong_count() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from fixtures.plain_layers import (  # noqa: F401 (an autouse fixture)
 from npu_weave.adapters.adapter import open_adapter
 from npu_weave.errors import IntegrityError
 from npu_weave.memory import FaultDriver, HostDriver
+from npu_weave.residency.host_cache import HostCache
 
 
 def test_a_load_is_served_when_it_is_published_and_not_before(rank: Rank, disk: Disk) -> None:
@@ -119,6 +121,16 @@ def test_content_on_the_host_needs_no_disk(driver: FaultDriver, disk: Disk) -> N
     assert rank.loader.disk_reads == 1
     check_served(rank.store.bank, {1: meant})
     assert rank.store.staged[4].name == "adapter4"
+    rank.close()
+
+
+def test_memory_of_a_load_that_is_given_up_is_returned_by_another_thread(driver: FaultDriver, disk: Disk) -> None:
+    rank, asked = Rank(driver), list[Callable[[], None]]()
+    rank.store.cache = HostCache(0, later=asked.append)
+    begin(rank, 1, disk[1][0])
+    rank.reach(1, "read")
+    rank.loader.cancel(1)
+    assert len(asked) == 1
     rank.close()
 
 

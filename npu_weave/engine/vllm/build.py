@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from vllm.logger import init_logger
@@ -16,7 +16,7 @@ from npu_weave.experts.placement import ONE_RANK, ExpertPlacement
 from npu_weave.experts.port import MoELayerPort
 from npu_weave.memory.open import open_driver
 from npu_weave.memory.pool import PagePool
-from npu_weave.residency.load_threads import background_threads, process_is_ending
+from npu_weave.residency.load_threads import Later
 
 logger = init_logger("vllm.npu_weave.worker")
 
@@ -28,6 +28,7 @@ def build_bank(
     slots: int,
     device: torch.device,
     placement: ExpertPlacement = ONE_RANK,
+    later: Later | None = None,
 ) -> ExpertBank:
     """Move the weights of `ports` into virtual tensors with room for adapters. Mutates the layers behind `ports`.
 
@@ -35,6 +36,7 @@ def build_bank(
         slots: adapters on the device at once.
         device: whose memory the tensors get.
         placement: where experts lie.
+        later: see `PagePool`.
 
     Raises:
         ConfigError: ROWS_BEYOND_KERNEL, more rows are asked for than the engine's kernel addresses correctly.
@@ -45,12 +47,6 @@ def build_bank(
     limit = None
     if config.adapter_memory is not None:
         limit = _base_bytes(ports, driver.granularity) + config.adapter_memory
-    threads = background_threads("npu-weave-pages")
-
-    def later(work: Callable[[], None]) -> None:
-        if not process_is_ending():  # the system takes all of it then, and no thread can be asked any more
-            threads.submit(work)
-
     pool = PagePool(driver, limit, later=later)
     layers = [ExpertLayer(port, pool, adapter_rows=adapter_rows, slots=slots, placement=placement) for port in ports]
     if pool.limit_pages is not None:

@@ -23,7 +23,7 @@ from npu_weave.experts.token_slots import TokenSlots
 from npu_weave.residency.host_cache import HostCache
 from npu_weave.residency.load_identity import Identity
 from npu_weave.residency.load_reader import AdapterReader
-from npu_weave.residency.load_threads import background_threads
+from npu_weave.residency.load_threads import background_threads, later_on
 from npu_weave.residency.loader import AdapterLoader, LoadState
 from npu_weave.residency.remote_reads import RemoteSource
 from npu_weave.residency.store import AdapterStore
@@ -66,15 +66,17 @@ class WeaveAdapterManager:
     def create_lora_manager(self, model: nn.Module, vllm_config: VllmConfig) -> nn.Module:
         """Move the experts of `model` into virtual weight tensors and insert the rerouting. Mutates `model`."""
         ports = self._ports = self._backend.find_moe_layers(model, vllm_config)
-        placement = ports[0].placement
+        placement, later = ports[0].placement, later_on("npu-weave-free")
         bank = build_bank(
             ports,
             self._config,
             slots=self._slots,
             device=self._backend.memory_device(self._device),
             placement=placement,
+            later=later,
         )
-        self.store = AdapterStore(bank, HostCache(self._config.host_cache), host_limit=self._host_limit)
+        cache = HostCache(self._config.host_cache, later=later)
+        self.store = AdapterStore(bank, cache, host_limit=self._host_limit)
         reader = AdapterReader(
             RemoteSource(self.geometry, self._config.roots),
             {port.index: port for port in ports},
