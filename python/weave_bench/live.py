@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from weave_bench.host import Host, least_disturbed
 from weave_bench.results import Part, Row, Spread, Table, spread
+from weave_bench.serving.events import EventReader
 from weave_bench.serving.models import Adapter, make_wide
 from weave_bench.serving.systems import Engine, Spec, engines
 from weave_bench.serving.workload import Prompts
@@ -185,11 +186,11 @@ async def _stream(client: httpx.AsyncClient, adapters: Sequence[Adapter], number
         turn += 1
         prompt = texts.text(adapter.domain, _PROMPT, 1000 * number + turn)
         body = {"model": adapter.name, "prompt": prompt, "max_tokens": _TOKENS, "ignore_eos": True, "stream": True}
-        last = 0.0
+        last, reader = 0.0, EventReader()
         async with client.stream("POST", "/v1/completions", json=body) as response:
             response.raise_for_status()
-            async for line in response.aiter_lines():
-                if line.startswith("data: {"):
+            async for data in response.aiter_bytes():
+                for _ in reader.read(data):
                     now = time.monotonic()
                     if last:
                         current[-1].gaps.append(now - last)

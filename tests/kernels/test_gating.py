@@ -250,15 +250,17 @@ print(torch.backends.cpu.get_cpu_capability())
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_instruction_set_answers_as_the_reference(capability: str) -> None:
-    """Each in a process of its own; where the processor lacks one, torch says what it takes instead."""
+    """Each that the processor has, in a process of its own."""
+    order = list(CAPABILITIES.values())
+    best = torch.backends.cpu.get_cpu_capability()
+    if order.index(CAPABILITIES[capability]) > order.index(best):
+        pytest.skip(f"torch takes {capability} at its word, and this processor has {best} at most")
     done = subprocess.run(
         [sys.executable, "-c", EVERY_CAPABILITY, os.path.dirname(os.path.dirname(__file__))],
         env=os.environ | {"ATEN_CPU_CAPABILITY": capability}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    order = list(CAPABILITIES.values())
-    best = torch.backends.cpu.get_cpu_capability()
-    assert done.stdout.split()[-1] == min(CAPABILITIES[capability], best, key=order.index)
+    assert done.stdout.split()[-1] == CAPABILITIES[capability]
 
 
 def test_many_tokens_on_several_threads() -> None:

@@ -13,6 +13,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from weave_bench.serving.client import read_pieces
+from weave_bench.serving.events import EventReader
 from weave_bench.serving.records import Call, Wave
 from weave_bench.serving.traffic import send
 
@@ -42,6 +43,16 @@ def test_several_events_may_come_at_once() -> None:
         [1, 1, 1],
         7,
     )
+
+
+@pytest.mark.parametrize("character", ["\x85", "\u2028", "\u2029", "\x0c", "\x1c", "\r", "\n"])
+def test_what_a_model_says_ends_no_event(character: str) -> None:
+    text = f"one{character}two"
+    stream = b"data: " + json.dumps({"text": text}, ensure_ascii=False).encode() + b"\n\ndata: [DONE]\n\n"
+    for cut in range(len(stream)):
+        reader = EventReader()
+        found = [*reader.read(stream[:cut]), *reader.read(stream[cut:])]
+        assert [json.loads(each) for each in found] == [{"text": text}]
 
 
 def test_without_usage_an_event_is_a_token() -> None:

@@ -15,6 +15,7 @@ import httpx
 from weave_bench.serve_soak.history import GONE, History
 from weave_bench.serve_soak.truth import Name, Truth
 from weave_bench.serve_soak.verdict import judge
+from weave_bench.serving.events import EventReader
 from weave_bench.serving.workload import adapter_at
 from weave_lab.demo.servers import BASE
 from weave_lab.demo.traffic import SAMPLING, Reply
@@ -77,26 +78,24 @@ async def _request(
                 reason = (await response.aread()).decode(errors="replace")[:500]
                 _note_refusal(response.status_code, reason, model, histories, sent, found)
                 return
-            last = 0.0
-            async for line in response.aiter_lines():
-                if not line.startswith("data: {"):
-                    continue
-                now = time.monotonic()
-                first, last = (first, last) if tokens else (now, 0.0)
-                if last:
-                    found.gaps.append(now - last)
-                last = now
-                chunk = json.loads(line.removeprefix("data: "))
-                if "error" in chunk:
-                    found.note("error in an answer", failure=json.dumps(chunk))
-                    return
-                for choice in chunk["choices"]:
-                    text += choice["text"]
-                    tokens += choice["token_ids"]
-                    logprobs += (choice["logprobs"] or {}).get("token_logprobs", [])
-                if hangs_up and tokens:
-                    found.note("hung up")
-                    return
+            last, reader = 0.0, EventReader()
+            async for data in response.aiter_bytes():
+                for chunk in map(json.loads, reader.read(data)):
+                    now = time.monotonic()
+                    first, last = (first, last) if tokens else (now, 0.0)
+                    if last:
+                        found.gaps.append(now - last)
+                    last = now
+                    if "error" in chunk:
+                        found.note("error in an answer", failure=json.dumps(chunk))
+                        return
+                    for choice in chunk["choices"]:
+                        text += choice["text"]
+                        tokens += choice["token_ids"]
+                        logprobs += (choice["logprobs"] or {}).get("token_logprobs", [])
+                    if hangs_up and tokens:
+                        found.note("hung up")
+                        return
     except httpx.HTTPError as error:
         found.note("connection failed", failure=repr(error))
         return

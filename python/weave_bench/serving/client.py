@@ -17,6 +17,7 @@ import httpx
 import msgspec
 
 from weave_bench.host import Host
+from weave_bench.serving.events import EventReader
 from weave_bench.serving.records import Call, Outcome, Reply, Wave
 
 _PAUSE = 0.2
@@ -48,13 +49,9 @@ def read_pieces(pieces: Pieces) -> tuple[list[float], list[int], int]:
     """
     times: list[float] = []
     tokens: list[int] = []
-    prompt, seen, rest = 0, 0, b""
+    prompt, seen, reader = 0, 0, EventReader()
     for instant, data in pieces:
-        *lines, rest = (rest + data).split(b"\n")
-        for line in lines:
-            if not line.startswith(b"data: {"):
-                continue
-            event = _decode(line.removeprefix(b"data: "))
+        for event in map(_decode, reader.read(data)):
             prompt = event.usage.prompt_tokens if event.usage else prompt
             if not event.choices:  # the total at the end
                 continue
