@@ -14,13 +14,14 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import pytest
-from fixtures.plain_vllm import GREEDY, PROMPTS, Answer, Batch, run_batch
+from fixtures.plain_vllm import GREEDY, PROMPTS, Answers, Batch, run_batch
 from fixtures.tiny_models import TinyFamily
 from fixtures.weave_engine import memory_of, weave_engine
 from safetensors import safe_open
 
 pytestmark = pytest.mark.engine
 
+KINDS = ("deepseek_v2", "deepseek_v3", "olmoe", "mixtral")
 BASE = -1
 TARGETS = (BASE, 0, 1)
 LONGER = "longer than one block of the cache, " * 5
@@ -33,18 +34,27 @@ class Served(NamedTuple):
 
     kind: str
     family: TinyFamily
-    truth: dict[int, dict[str, list[list[Answer]]]]
+    truth: dict[int, Answers]
     engine: Any
 
 
-@pytest.fixture(scope="module", params=["deepseek_v2", "deepseek_v3", "olmoe", "mixtral"])
-def served(request: pytest.FixtureRequest, families: Any, plain: Any) -> Iterator[Served]:
-    family = families(request.param, 2)
+@pytest.fixture(scope="module")
+def truth(families: Any, plain: Any) -> dict[tuple[str, int], Answers]:
+    """Plain vLLM's answers by model type and target; of all types, for one process starts their engines sooner."""
     salted = Batch([{"prompt": prompt, "cache_salt": str(target)} for prompt, target in JOBS])
-    models = {BASE: family.base, 0: family.merged[0], 1: family.merged[1]}
-    truth = plain(models, {"cold": salted, "warm": salted}, **SETTINGS)
+    models = {}
+    for kind in KINDS:
+        family = families(kind, 2)
+        models |= {(kind, BASE): family.base, (kind, 0): family.merged[0], (kind, 1): family.merged[1]}
+    answers: dict[tuple[str, int], Answers] = plain(models, {"cold": salted, "warm": salted}, **SETTINGS)
+    return answers
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def served(request: pytest.FixtureRequest, families: Any, truth: dict[tuple[str, int], Answers]) -> Iterator[Served]:
+    family = families(request.param, 2)
     with weave_engine(family.base, max_loras=2, **SETTINGS) as engine:
-        yield Served(request.param, family, truth, engine)
+        yield Served(request.param, family, {target: truth[request.param, target] for target in TARGETS}, engine)
 
 
 def test_adapters_matter(served: Served) -> None:

@@ -6,14 +6,14 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from fixtures.plain_vllm import PROMPTS
+from fixtures.plain_vllm import PROMPTS, Answer
 from fixtures.served_family import family
 from fixtures.server import (
     BASE,
@@ -116,30 +116,46 @@ def place(family: TinyFamily, tmp_path: Path, request: pytest.FixtureRequest) ->
     yield Place(tmp_path, family, *request.param)
 
 
-@pytest.mark.parametrize(
-    ("place", "victim"),
-    [((), "npu_weave serve"), ((), "EngineCore"), (("--tensor-parallel-size", "2"), "Worker")],
-    indirect=["place"],
-    ids=["server", "engine", "worker"],
-)
-def test_killed_while_it_loads_it_comes_back(place: Place, victim: str) -> None:
-    with launched_server(**place.arguments) as server:
-        (before,) = server.complete("declared", PROMPTS[0])
-        busy = Busy(server, place.late)
-        with ThreadPoolExecutor(2) as pool:
-            clients = [pool.submit(busy.from_catalogue), pool.submit(busy.by_routes)]
-            eventually(lambda: busy.done >= 10 and busy.waiting == 2, "loads are under way")
-            os.kill(processes(server, victim)[-1], signal.SIGKILL)
-            for client in clients:
-                assert isinstance(client.exception(60), httpx.HTTPError), "nobody is left waiting"
-        eventually(lambda: not server_processes(server.process.pid), "all processes have ended")
+def kill(server: Server, place: Place, victim: str) -> None:
+    """Kill the last process of this title while adapters are loaded; all others end, and nobody waits any more."""
+    busy = Busy(server, place.late)
+    with ThreadPoolExecutor(2) as pool:
+        clients = [pool.submit(busy.from_catalogue), pool.submit(busy.by_routes)]
+        eventually(lambda: busy.done >= 10 and busy.waiting == 2, "loads are under way")
+        os.kill(processes(server, victim)[-1], signal.SIGKILL)
+        for client in clients:
+            assert isinstance(client.exception(60), httpx.HTTPError), "nobody is left waiting"
+    eventually(lambda: not server_processes(server.process.pid), "all processes have ended")
     assert list((place.cache / "adapters").iterdir()) and not place.half_written()
+
+
+def serve(server: Server, place: Place) -> Answer:
+    """What the declared adapter answers, where it alone is there and others can be had."""
+    assert set(server.models()) == {BASE, "declared"}
+    (answer,) = server.complete("declared", PROMPTS[0])
+    assert server.load("late", place.late).status_code == 200
+    for name in ("c0", f"c{NAMES - 1}"):
+        server.complete(name, PROMPTS[0])
+    assert server.unload("late").status_code == 200
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("place", "victims"),
+    [((), ("npu_weave serve", "EngineCore")), (("--tensor-parallel-size", "2"), ("Worker",))],
+    indirect=["place"],
+    ids=["server and engine", "worker"],
+)
+def test_killed_while_it_loads_it_comes_back(place: Place, victims: Sequence[str]) -> None:
+    """Each victim in a server of its own, over what the one before has left."""
+    answers = []
+    for victim in victims:
+        with launched_server(**place.arguments) as server:
+            answers.append(serve(server, place))
+            kill(server, place, victim)
     with running_server(**place.arguments) as again:
-        assert set(again.models()) == {BASE, "declared"}
-        assert again.complete("declared", PROMPTS[0]) == [before]
-        assert again.load("late", place.late).status_code == 200
-        for name in ("c0", f"c{NAMES - 1}"):
-            again.complete(name, PROMPTS[0])
+        answers.append(serve(again, place))
+    assert len(set(answers)) == 1
     assert not place.half_written()
 
 
