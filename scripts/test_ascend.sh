@@ -5,7 +5,8 @@
 #   bash scripts/test_ascend.sh -k streams     the same with these arguments for pytest
 #
 # tests/ascend has the real binary of torch_npu, on an emulated CANN (tests/emulation/cann). tests/ascend_engine has
-# whole engines of the real vllm-ascend, on an emulated torch_npu (tests/emulation/torch_npu), a release after the other.
+# whole engines of the real vllm-ascend, on an emulated torch_npu (tests/emulation/torch_npu), a release after the other;
+# with the newest release all of them, and the tests of the emulation itself, with others the ways in which they differ.
 #
 # Makes the environments first that are missing or stale. torch_npu does not belong beside the CPU engine of .venv, for
 # where it is installed and CANN is not, a plain `import torch` fails; and each vllm-ascend wants a vLLM of its own.
