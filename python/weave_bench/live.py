@@ -27,10 +27,12 @@ from weave_bench.serving.systems import Engine, Spec, engines
 from weave_bench.serving.workload import Prompts
 from weave_lab.artifacts import locate
 
-STREAMS = (1, 8)
+STREAMS = {1: 6, 8: 18}
+"""Pairs of windows by number of streams: a step is all that streams beside each other show of one, and with more of
+them it takes longer. So each has about as many steps."""
 WINDOW = 8.0
 """Seconds with loads, and as many without."""
-PAIRS, QUICK_PAIRS = 12, 3
+QUICK_PAIRS = 3
 SPARE_PAIRS = 4
 """More pairs at most, where the host took cores away: a pause of a tenth of a second is a p99 of its own."""
 DISTURBED = 0.01
@@ -50,6 +52,7 @@ COLUMNS = {
     "p99": "ms, without loads",
     "p99 with loads": "ms",
     "p99 ratio": "with over without; the aim is at most 1.10",
+    "pairs": "of windows that count, one without and one with loads",
     "loads": "adapters a window that were loaded and unloaded",
     "load": "ms from the request to load an adapter to its answer",
     "stolen": "share of the cores' time that the host of this machine gave to others in the windows that count",
@@ -67,8 +70,7 @@ _SHOWS = (
 
 def measure(*, quick: bool) -> Part:
     """Start one server, measure, stop it."""
-    begun = time.monotonic()
-    pairs, threads = (QUICK_PAIRS if quick else PAIRS), max(1, len(os.sched_getaffinity(0)) - 1)
+    begun, threads = time.monotonic(), max(1, len(os.sched_getaffinity(0)) - 1)
     domains = sorted(path.name for path in (locate() / "adapters").iterdir())
     with tempfile.TemporaryDirectory(prefix="npu-weave-live-") as directory:
         scratch = Path(directory)
@@ -79,12 +81,15 @@ def measure(*, quick: bool) -> Part:
             ["--host-cache", "0", "--max-loras", str(len(adapters))],
         )  # fmt: skip
         with engines([spec], scratch / "logs", Console()) as found:
-            rows = [_row(found["npu-weave"], adapters, streams, pairs) for streams in STREAMS]
+            rows = [
+                _row(found["npu-weave"], adapters, streams, QUICK_PAIRS if quick else pairs)
+                for streams, pairs in STREAMS.items()
+            ]
     settings = {
         "model": "wide, random weights",
         "an adapter": f"{nbytes / 2**20:.0f} MiB",
         "threads of the engine": threads,
-        "windows": f"{WINDOW:g} s, {pairs} with loads and {pairs} without, in turn",
+        "windows": f"of {WINDOW:g} s, with loads and without in turn",
         "more pairs at most": f"{SPARE_PAIRS}, while the host took over {DISTURBED:.0%} of the cores from one",
     }
     table = Table("live", "Gaps between tokens while adapters come and go", COLUMNS, rows, _SHOWS)
@@ -103,6 +108,7 @@ def _row(engine: Engine, adapters: Sequence[Adapter], streams: int, pairs: int) 
         values |= {name: without, f"{name} with loads": with_loads, f"{name} ratio": ratio}
     values["loads"] = spread([float(len(each.loads)) for each in busy])
     values["load"] = spread([1e3 * load for each in busy for load in each.loads])
+    values["pairs"] = float(pairs)
     values["stolen"] = spread([window.stolen for window in (*calm, *busy)])
     values["left out"] = float(len(taken) - pairs)
     return Row({"streams": streams}, values)
