@@ -1,4 +1,9 @@
-"""Builds the two extensions against the torch that is installed; no CANN, CUDA or vLLM is needed."""
+"""Builds the two extensions against the torch that is installed; no CANN, CUDA or vLLM is needed.
+
+NPU_WEAVE_COMPILED=1 leaves alone those in the tree, for one more editable install of it with the same torch.
+"""
+
+import os
 
 from setuptools import setup
 from torch import __version__ as torch_version
@@ -35,7 +40,9 @@ EXTENSIONS = {
 
 setup(
     ext_modules=[
-        CppExtension(name, sources, extra_compile_args={"cxx": COMPILE}) for name, sources in EXTENSIONS.items()
+        CppExtension(name, sources, extra_compile_args={"cxx": COMPILE})
+        for name, sources in EXTENSIONS.items()
+        if os.environ.get("NPU_WEAVE_COMPILED") != "1"
     ],
     cmdclass={"build_ext": BuildExtension},
     install_requires=[

@@ -126,6 +126,14 @@ install_torch() {
     }
 }
 
+# Whether the extensions in the tree are newer than all they are made from. Every environment has the same torch.
+compiled() {
+    local extension
+    for extension in npu_weave/_C*.so python/weave_ops/_C*.so; do
+        [[ -f $extension && -z $(find csrc setup.py scripts/environment.sh -newer "$extension" -print -quit) ]] || return
+    done
+}
+
 build_project() {
     pip install --no-build-isolation --editable '.[bench,dev]'
 }

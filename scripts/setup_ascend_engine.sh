@@ -34,14 +34,6 @@ compile_engine() {
     python -m compileall -q -j 0 -x '/torch/' "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 }
 
-# Whether the extensions in the tree are newer than all they are made from. Every environment has the same torch.
-compiled() {
-    local extension
-    for extension in npu_weave/_C*.so python/weave_ops/_C*.so; do
-        [[ -f $extension && -z $(find csrc setup.py scripts/environment.sh -newer "$extension" -print -quit) ]] || return
-    done
-}
-
 # Puts the checkout on the path, with the metadata by which the engine finds its plugin. Not an editable install, which
 # would compile the extensions anew in every environment.
 link_project() {

@@ -31,7 +31,10 @@ set_up() {
         step "installing torch_npu $TORCH_NPU_VERSION (44 MB)" pip install \
             "torch==$TORCH_VERSION+cpu" "torch_npu==$TORCH_NPU_VERSION"
     fi
-    step "compiling and installing npu-weave, with its dev tools" build_project
+    if compiled; then
+        export NPU_WEAVE_COMPILED=1 # another environment's, from this tree
+    fi
+    step "installing npu-weave, with its dev tools" build_project
     echo "$expected" >"$STAMP"
 }
 
