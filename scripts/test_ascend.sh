@@ -32,7 +32,7 @@ set_up() {
             "torch==$TORCH_VERSION+cpu" "torch_npu==$TORCH_NPU_VERSION"
     fi
     if compiled; then
-        export NPU_WEAVE_COMPILED=1 # another environment's, from this tree
+        local -x NPU_WEAVE_COMPILED=1 # another environment's, from this tree
     fi
     step "installing npu-weave, with its dev tools" build_project
     echo "$expected" >"$STAMP"

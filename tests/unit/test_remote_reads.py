@@ -45,7 +45,7 @@ def read(source: AdapterSource, path: Path, port: type[PlainLayer] = PlainLayer)
     return reader.read("one", str(path), "", None, lambda: False)
 
 
-def same(one: PackedAdapter, other: PackedAdapter) -> None:
+def assert_same(one: PackedAdapter, other: PackedAdapter) -> None:
     assert one.digest == other.digest and one.layers.keys() == other.layers.keys()
     for index, layer in one.layers.items():
         there = other.layers[index]
@@ -75,7 +75,7 @@ def test_what_is_read_there_is_what_is_read_here(source: RemoteSource, path: Pat
     read(source, path)
     open_files = descriptors()
     for _ in range(3):
-        same(read(source, path), meant)
+        assert_same(read(source, path), meant)
     assert descriptors() == open_files
     assert meant.digest == open_adapter(path, GEOMETRY).digest
 
@@ -93,7 +93,7 @@ def test_an_error_there_is_the_error_here_and_the_next_adapter_is_read(
     assert there.value.to_dict() == here.value.to_dict()
     with pytest.raises(AdapterError, match="ADAPTER_NOT_FOUND"):
         read(source, tmp_path / "nothing")
-    same(read(source, path), read(LocalSource(GEOMETRY), path))
+    assert_same(read(source, path), read(LocalSource(GEOMETRY), path))
 
 
 class BadLayer(PlainLayer):
@@ -105,7 +105,7 @@ def test_packing_that_fails_leaves_the_process_as_it_was(source: RemoteSource, p
     pid = source.pid
     with pytest.raises(OSError, match="no memory to pack into"):
         read(source, path, BadLayer)
-    same(read(source, path), read(LocalSource(GEOMETRY), path))
+    assert_same(read(source, path), read(LocalSource(GEOMETRY), path))
     assert source.pid == pid
 
 
@@ -117,7 +117,7 @@ def test_a_read_given_up_at_any_moment_ends_there_too(source: RemoteSource, path
     with pytest.raises(WeaveError, match="LOAD_CANCELLED"):
         for _ in range(10):  # it may be over before it is asked so often
             reader.read("one", str(path), "", None, lambda: next(asked, True))
-    same(read(source, path), read(LocalSource(GEOMETRY), path))
+    assert_same(read(source, path), read(LocalSource(GEOMETRY), path))
     assert source.pid == pid
 
 
@@ -137,7 +137,7 @@ def killed(source: RemoteSource, times: int) -> type[PlainLayer]:
 def test_a_process_that_is_killed_is_replaced_and_nobody_notices(source: RemoteSource, path: Path) -> None:
     read(source, path, killed(source, 1))
     pid, open_files = source.pid, descriptors()
-    same(read(source, path, killed(source, 1)), read(LocalSource(GEOMETRY), path))
+    assert_same(read(source, path, killed(source, 1)), read(LocalSource(GEOMETRY), path))
     assert source.pid not in (None, pid)
     assert descriptors() == open_files
 
@@ -146,10 +146,10 @@ def test_two_processes_that_are_killed_are_said(source: RemoteSource, path: Path
     pid = source.pid
     with pytest.raises(WeaveError, match=r"LOAD_PROCESS_LOST.*status -9"):
         read(source, path, killed(source, 2))
-    same(read(source, path), read(LocalSource(GEOMETRY), path))
+    assert_same(read(source, path), read(LocalSource(GEOMETRY), path))
     assert source.pid not in (None, pid)
     kill(source)  # between two reads
-    same(read(source, path), read(LocalSource(GEOMETRY), path))
+    assert_same(read(source, path), read(LocalSource(GEOMETRY), path))
 
 
 def test_a_call_is_made_again_once() -> None:
@@ -267,4 +267,4 @@ def test_calls_of_several_threads_do_not_mix(source: RemoteSource, path: Path, t
     for thread in threads:
         thread.join(60)
     for at, each in enumerate(meant):
-        same(found[at], each)
+        assert_same(found[at], each)
