@@ -25,6 +25,7 @@ from npu_weave.residency.expert_memory import SharedMemory
 from npu_weave.residency.expert_reads import AdapterSource, LocalSource
 from npu_weave.residency.load_opener import AdapterOpener
 from npu_weave.residency.load_reader import AdapterReader
+from npu_weave.residency.load_threads import HAND_OVER_SECONDS
 from npu_weave.residency.remote_reads import RemoteSource
 
 EXPERTS = {0: [0, 2, 3], 1: [1, 3]}
@@ -239,8 +240,13 @@ def turns_while_given_back(size: int) -> int:
 
 
 def test_other_threads_run_while_memory_is_given_back() -> None:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(HAND_OVER_SECONDS)  # as in every process that loads
     # a machine that stops between the beginning and the giving back shows turns that are none of it
-    assert min(turns_while_given_back(2048) for _ in range(3)) > 100
+    try:
+        assert min(turns_while_given_back(2048) for _ in range(3)) > 50
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_opening_there_is_opening_here(path: Path, tmp_path: Path) -> None:
