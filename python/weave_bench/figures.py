@@ -44,7 +44,7 @@ FIGURES: Mapping[str, Figure] = {
     ),
     "arrivals": Figure(("adapters",), ("TTFT p50 / base", "TPOT p50 / base", "goodput / base"), ("rate", "alpha")),
     "merged": Figure(
-        ("model", "load", "alpha"), ("prefill / merged", "decode / merged", "to the end / merged"), ("system",)
+        ("model", "load", "alpha"), ("prefill / merged", "decode / merged", "prefill + decode / merged"), ("system",)
     ),
     "prefill": Figure(("prompt",), ("TTFT / base", "prefill / base"), ("system",)),
     "decode": Figure(("batch",), ("step / base", "decode / base"), ("system",)),

@@ -78,7 +78,7 @@ def measure(*, quick: bool) -> Part:
         nbytes = sum(file.stat().st_size for file in adapters[-1].path.glob("*.safetensors"))
         spec = Spec(
             "npu-weave", base, adapters[:SERVED], threads, _KV_BYTES, scratch,
-            ["--host-cache", "0", "--max-loras", str(len(adapters))],
+            extra=["--host-cache", "0", "--max-loras", str(len(adapters))],
         )  # fmt: skip
         with engines([spec], scratch / "logs", Console()) as found:
             rows = [

@@ -19,18 +19,22 @@ from rich.console import Console
 from weave_bench.results import Part, Row, Table
 from weave_bench.serving.footprint import footprint_row, footprint_table, measure_loads
 from weave_bench.serving.lora import try_lora
-from weave_bench.serving.merged import MERGED, MERGED_WHOLE, WEAVE, WEAVE_HALF, Pair, merged_rows, merged_table
+from weave_bench.serving.merged import MERGED, MERGED_WHOLE, WEAVE, Pair, merged_rows, merged_table
 from weave_bench.serving.metrics import Slo
 from weave_bench.serving.microbenchmarks import decode_table, prefill_table, targets
 from weave_bench.serving.models import WIDE, Adapter, make_adapters, make_wide, merge
 from weave_bench.serving.open_load import ALONE, Traffic, arrivals_table, saturate, unloaded
-from weave_bench.serving.systems import OPTIONS, Engine, Spec, engines
+from weave_bench.serving.systems import OPTIONS, STEP_TOKENS, Engine, Spec, engines
 from weave_bench.serving.workload import Prompts
 from weave_lab.artifacts import locate
 
 _KV_BYTES = 512 << 20
-_WIDE_LENGTHS = (128, 32)
+_WIDE_LENGTHS = (128, 16)
 """Tokens of prompts and answers of the wide model."""
+_WIDE_STEP_TOKENS = 144
+"""A prompt, and a token of each of the 16 answers that are running when one is begun every step."""
+_TINY_TIMES = 8.0, 4.0, 8.0
+"""As `Plan.horizon`, `settled` and `measured`: answers of the small model take a second or two under load."""
 _LOADED = 3
 """Adapters that are loaded and unloaded to time that."""
 
@@ -45,9 +49,11 @@ class Plan:
             Small shares: on few cores client and server stumble over streams of tokens long before the engine is busy,
             and either has a good or a bad run then.
         merged_loads: the same beside merged engines, of what npu-weave answers.
-        horizon, merged_horizon: seconds in which requests arrive, beside the base model and beside merged engines.
+        horizon: seconds in which requests arrive, where an engine keeps up with them.
+        settled, measured: where more comes than can be done: seconds that pass first, and those of which throughput is
+            measured then.
         quick: leave out start-up times, and what only explains a result: the small model beside merged checkpoints, and
-            either side with the other's threads.
+            these with all threads each.
         repeats: of arrivals, each with a seed of its own.
         lengths, prefill_repeats: of prompts.
         batches, prompt, steps, decode_repeats: of decode; `prompt` in tokens.
@@ -59,7 +65,8 @@ class Plan:
     loads: tuple[tuple[float, float], ...]
     merged_loads: tuple[tuple[float, float], ...]
     horizon: float
-    merged_horizon: float
+    settled: float
+    measured: float
     quick: bool
     repeats: int
     lengths: tuple[int, ...]
@@ -77,7 +84,8 @@ FULL = Plan(
     loads=((0.05, 1.0), (0.12, 0.3)),
     merged_loads=((0.5, 0.3), (1.5, 1.0), (1.5, 0.3)),
     horizon=8.0,
-    merged_horizon=6.0,
+    settled=12.0,
+    measured=28.0,
     quick=False,
     repeats=3,
     lengths=(128, 256, 512, 1024, 2048),
@@ -94,7 +102,8 @@ QUICK = Plan(
     loads=((0.1, 0.3),),
     merged_loads=((1.5, 0.3),),
     horizon=4.0,
-    merged_horizon=4.0,
+    settled=10.0,
+    measured=14.0,
     quick=True,
     repeats=2,
     lengths=(128, 2048),
@@ -194,32 +203,30 @@ def _pairs(session: _Session) -> list[Pair]:
     island, record = session.adapters[2:4]  # of the shipped, those with the longest answers
     base, adapters = make_wide([island.domain, record.domain], session.scratch)
     wide = Traffic(texts, _WIDE_LENGTHS, 24)
-    pairs = [Pair("wide", base, adapters, wide, plan.merged_loads, plan.merged_horizon, not plan.quick)]
+    times = plan.horizon, plan.settled, plan.measured
+    pairs = [Pair("wide", base, adapters, wide, plan.merged_loads, *times, _WIDE_STEP_TOKENS, not plan.quick)]
     if not plan.quick:
         tiny = [island, record]
         skewed = plan.merged_loads[-1:]  # it only explains the wide model's result
-        pairs.append(Pair("weave-tiny", session.base, tiny, Traffic(texts), skewed, plan.merged_horizon))
+        pairs.append(Pair("weave-tiny", session.base, tiny, Traffic(texts), skewed, *_TINY_TIMES, STEP_TOKENS))
     return pairs
 
 
 def _merged_systems(session: _Session, pair: Pair) -> dict[str, list[Spec]]:
     """System -> its engines: one for both adapters, or one for each, in their order."""
     threads = max(2, _cores())
-    half = threads // 2
     checkpoints = [merge(pair.base, adapter, session.scratch) for adapter in pair.adapters]
 
     def merged(title: str, count: int) -> list[Spec]:
         return [
-            Spec(f"{title}: {adapter.name}", path, None, count, _KV_BYTES // 2)
+            Spec(f"{title}: {adapter.name}", path, None, count, _KV_BYTES // 2, step_tokens=pair.step_tokens)
             for adapter, path in zip(pair.adapters, checkpoints, strict=True)
         ]
 
-    def weave(name: str, count: int) -> list[Spec]:
-        return [Spec(name, pair.base, pair.adapters, count, _KV_BYTES)]
-
-    systems = {MERGED: merged(MERGED, half), WEAVE: weave(WEAVE, threads)}
+    weave = Spec(WEAVE, pair.base, pair.adapters, threads, _KV_BYTES, step_tokens=pair.step_tokens)
+    systems = {MERGED: merged(MERGED, threads // 2), WEAVE: [weave]}
     if pair.variants:
-        systems |= {MERGED_WHOLE: merged(MERGED_WHOLE, threads), WEAVE_HALF: weave(WEAVE_HALF, half)}
+        systems[MERGED_WHOLE] = merged(MERGED_WHOLE, threads)
     return systems
 
 
@@ -248,10 +255,9 @@ def _pair_rows(
     session.settings[f"{pair.model}: requests a second at once, two adapters in equal shares"] = {
         name: round(rate, 2) for name, rate in rates.items()
     }
-    capacity = max(rates[name] for name, each in up.items() if len(each) == 1)
     typical = unloaded(pair.traffic, up[MERGED][0], pair.adapters[:1])
     slo = _bounds(session, f"{pair.model}, merged", typical, bounds)
-    return merged_rows(pair, asked, capacity, session.plan.repeats, slo, again=session.plan.again)
+    return merged_rows(pair, asked, rates[WEAVE], session.plan.repeats, slo, again=session.plan.again)
 
 
 def _bounds(session: _Session, title: str, typical: Slo, bounds: tuple[float, float]) -> Slo:
@@ -271,6 +277,7 @@ def _note_settings(session: _Session) -> None:
         {
             "model": "weave-tiny: 4 layers, 32 experts of 64, top-4, hidden 128, bfloat16; a token is a byte",
             "engine": dict(OPTIONS),
+            "tokens a step, at most": f"{STEP_TOKENS}; beside merged engines, wide: {_WIDE_STEP_TOKENS}",
             "threads an engine": _threads(),
             "KV cache an engine, bytes": _KV_BYTES,
             "adapters": "the four shipped; more are copies with every tuned expert changed by 1 %",
@@ -280,7 +287,8 @@ def _note_settings(session: _Session) -> None:
             "wide model": f"random weights: {WIDE.layers} layers, {WIDE.experts} experts of {WIDE.expert_width}, "
             f"top-{WIDE.top_k}, hidden {WIDE.hidden}, bfloat16; two adapters of 7 experts a layer; prompts of "
             f"{_WIDE_LENGTHS[0]} and answers of {_WIDE_LENGTHS[1]} tokens",
-            "horizon of arrivals, seconds": f"{plan.horizon:g}; beside merged engines {plan.merged_horizon:g}",
+            "horizon of arrivals, seconds": f"{plan.horizon:g}; above load 1 {plan.settled + plan.measured:g}, of "
+            f"which throughput leaves out {plan.settled:g}",
             "repeats": plan.repeats,
             "shares": "adapter i of n: ((i + 1) / n) ** alpha - (i / n) ** alpha",
             "scaling: prefill": f"prompts of {plan.lengths} at batch 1; the paper: 128 to 2048",

@@ -57,6 +57,13 @@ def test_throughput_counts_what_came_within_the_horizon() -> None:
     assert throughput([early, late], 5.0) == (110 / 5, 7 / 5)
 
 
+def test_throughput_leaves_out_what_came_before_it_settled() -> None:
+    early, late = reply([1.0, 3.0, 5.0], [2, 2, 4]), reply([4.5], prompt_tokens=100)
+    assert throughput([early, late], 5.0, 1.0) == (100 / 4, 6 / 4), "the early prompt and its first piece came before"
+    assert throughput([early, late], 4.0, 0.5) == (10 / 3.5, 3 / 3.5)
+    assert throughput([early, late], 4.0, 3.0) == (0.0, 0.0)
+
+
 def test_work_to_the_end_counts_prompts_and_answers() -> None:
     assert to_the_end([reply([1.0, 2.0], [2, 3]), reply([5.0], prompt_tokens=35)]) == (15 + 36) / 5
     assert to_the_end([reply([1.0, 2.0]), reply([1.5], finished=False)]) is None

@@ -114,7 +114,7 @@ def test_decode_asks_the_adapters_in_turn_for_long_enough(trials: list[Trial]) -
 
 
 def test_merged_engines_get_the_requests_of_their_adapters(trials: list[Trial]) -> None:
-    pair = Pair("m", Path("m"), ADAPTERS[2:4], Traffic(Prompts()), ((0.5, 0.3), (1.5, 0.3)), 4.0)
+    pair = Pair("m", Path("m"), ADAPTERS[2:4], Traffic(Prompts()), ((0.5, 0.3), (1.5, 0.3)), 4.0, 2.0, 3.0, 160)
     asked = {MERGED: [("a", "base"), ("b", "base")], "npu-weave": [("w", "island-1"), ("w", "record-1")]}
     found = merged_rows(pair, asked, 40.0, 2, Slo(1, 1), again=0)
     assert_whole(merged_table(found))
@@ -124,14 +124,26 @@ def test_merged_engines_get_the_requests_of_their_adapters(trials: list[Trial]) 
         assert [(c.at, c.prompt) for c in both] == [(c.at, c.prompt) for c in one]
     within, over = trials
     assert within.labels["rate"] == 20.0 and within.waves[MERGED](0).limit > pair.horizon
-    assert over.labels["rate"] == 60.0 and over.waves[MERGED](0).limit >= pair.horizon + 60
-    latencies = [row.values["TTFT p50"] for row in found]
-    assert all(latencies[:2]) and latencies[2:] == [None, None]
+    assert over.labels["rate"] == 60.0 and over.waves[MERGED](0).limit == pair.settled + pair.measured
+    assert max(call.at for call in over.waves[MERGED](0).calls) > pair.horizon
+    for key in ("TTFT p50", "goodput"):
+        said = [row.values[key] for row in found]
+        assert all(said[:2]) and said[2:] == [None, None]
+
+
+def test_above_load_1_throughput_is_that_after_it_has_settled(trials: list[Trial]) -> None:
+    """Every request is answered at once: what it asked before has no part in it."""
+    traffic = Traffic(Prompts(), lengths=(50, 1))
+    pair = Pair("m", Path("m"), ADAPTERS[2:4], traffic, ((1.5, 1.0),), 4.0, 2.0, 3.0, 160)
+    (row,) = merged_rows(pair, {MERGED: [("a", "base"), ("b", "base")]}, 20.0, 1, Slo(1, 1), again=0)
+    answered = [call for call in trials[0].waves[MERGED](0).calls if 2.0 < call.at + 0.1 <= 5.0]
+    prefill = row.values["prefill"]
+    assert isinstance(prefill, Spread) and prefill.median == pytest.approx(50 * len(answered) / 3)
 
 
 def test_total_throughput_is_both(trials: list[Trial]) -> None:
     traffic = Traffic(Prompts(), lengths=(50, 10))
-    pair = Pair("m", Path("m"), ADAPTERS[2:4], traffic, ((1.5, 1.0),), 4.0)
+    pair = Pair("m", Path("m"), ADAPTERS[2:4], traffic, ((1.5, 1.0),), 4.0, 0.0, 4.0, 160)
     (row,) = merged_rows(pair, {MERGED: [("a", "base"), ("b", "base")]}, 20.0, 1, Slo(1, 1), again=0)
     values = {key: row.values[key] for key in ("prefill", "decode", "prefill + decode")}
     prefill, decode, total = (value.median for value in values.values())

@@ -17,13 +17,17 @@ from weave_bench.serving.workload import shares
 MERGED = "two merged engines"
 MERGED_WHOLE = "two merged engines, all threads each"
 WEAVE = "npu-weave"
-WEAVE_HALF = "npu-weave, half the threads"
+_TO_THE_END = "to the end"
 _LATENCIES = tuple(key for key in COLUMNS if key.startswith(("TTFT", "TPOT", "ITL")))
-_BACKLOG = 120.0
-"""Seconds given to answer what has piled up when the last request has come."""
 _TOTAL = "prefill + decode"
-_COLUMNS = {**COLUMNS, _TOTAL: "tokens a second while requests arrive, of prompts and generated"}
-_COMPARED = ("prefill", "decode", _TOTAL, "to the end", "goodput", *_LATENCIES)
+_COLUMNS = {
+    **{key: text for key, text in COLUMNS.items() if key != _TO_THE_END},
+    "prefill": "prompt tokens a second while requests arrive; above load 1 once it has settled",
+    "decode": "generated tokens a second, likewise",
+    _TOTAL: "tokens a second of prompts and generated, likewise",
+    "unfinished": "requests not answered when the run ended; above load 1 what has piled up by then",
+}
+_COMPARED = ("prefill", "decode", _TOTAL, "goodput", *_LATENCIES)
 
 
 @dataclass(frozen=True)
@@ -35,8 +39,10 @@ class Pair:
         adapters: two, the one with the larger share first.
         loads: (rate over what npu-weave answers a second when many come at once, alpha). Above 1 queues grow:
             latencies say nothing then, and throughput does.
-        horizon: seconds in which requests arrive.
-        variants: whether both sides are also measured with the other's number of threads an engine, at the last load.
+        horizon: seconds in which requests arrive below load 1.
+        settled, measured: above load 1: seconds that pass first, and those of which throughput is measured then.
+        step_tokens: most tokens a step, in every engine of the model.
+        variants: whether merged engines with all threads each are measured as well, at the last load.
     """
 
     model: str
@@ -45,6 +51,9 @@ class Pair:
     traffic: Traffic
     loads: Sequence[tuple[float, float]]
     horizon: float
+    settled: float
+    measured: float
+    step_tokens: int
     variants: bool = False
 
 
@@ -61,24 +70,7 @@ def merged_rows(
         slo: bounds for goodput.
         again: see `compare`.
     """
-    trials = []
-    for load, alpha in pair.loads:
-        rate = round(load * capacity, 2)
-        share = round(shares(len(pair.adapters), alpha)[0], 2)
-        labels: dict[str, Label] = {
-            "model": pair.model,
-            "load": load,
-            "rate": rate,
-            "alpha": alpha,
-            "larger share": share,
-        }
-        over = load >= 1
-        waves = {
-            name: _waves(pair.traffic.paced(alpha, rate, pair.horizon, pair.adapters, targets), pair.horizon, over)
-            for name, targets in asked.items()
-            if name in (MERGED, WEAVE) or (load, alpha) == pair.loads[-1]
-        }
-        trials.append(Trial(labels, waves, MERGED, _figures(pair.horizon, slo, over)))
+    trials = [_trial(pair, load, alpha, asked, round(load * capacity, 2), slo) for load, alpha in pair.loads]
     made: list[Row] = []
     for trial, found in zip(trials, compare(trials, repeats, f"merged, {pair.model}", again=again), strict=True):
         made += rows(trial, found, list(_COLUMNS), _COMPARED, " / merged")
@@ -91,40 +83,49 @@ def merged_table(found: Sequence[Row]) -> Table:
     return Table("merged", "One engine with two adapters, or two engines", _COLUMNS | ratios, list(found), _SHOWS)
 
 
-def _waves(pace: Callable[[int], Wave], horizon: float, over: bool) -> Callable[[int], Wave]:
-    """Where more comes than can be done, answering all of it takes longer."""
-    return (lambda repeat: Wave(pace(repeat).calls, horizon + _BACKLOG)) if over else pace
+def _trial(
+    pair: Pair, load: float, alpha: float, asked: Mapping[str, Sequence[Target]], rate: float, slo: Slo
+) -> Trial:
+    """One load. Of more than can be done only throughput is known: the rest says how long it went on."""
+    over = load >= 1
+    begin, end = (pair.settled, pair.settled + pair.measured) if over else (0.0, pair.horizon)
+    share = round(shares(len(pair.adapters), alpha)[0], 2)
+    labels: dict[str, Label] = {
+        "model": pair.model, "load": load, "rate": rate, "alpha": alpha, "larger share": share,
+    }  # fmt: skip
 
-
-def _figures(horizon: float, slo: Slo, over: bool) -> Callable[[Outcome], Figures]:
-    """Figures of a run; of one with more than can be done, without latencies, which only say how long it went on."""
+    def waves(targets: Sequence[Target]) -> Callable[[int], Wave]:
+        pace = pair.traffic.paced(alpha, rate, end, pair.adapters, targets)
+        return (lambda repeat: Wave(pace(repeat).calls, end)) if over else pace  # what has piled up is given up
 
     def figures(outcome: Outcome) -> Figures:
-        found = dict(measure(outcome, horizon, slo))
+        found = dict(measure(outcome, end, slo, begin))
         prefill, decode = found["prefill"], found["decode"]
         assert prefill is not None and decode is not None
         found[_TOTAL] = prefill + decode
-        return {**found, **dict.fromkeys(_LATENCIES)} if over else found
+        return {**found, **dict.fromkeys(("goodput", *_LATENCIES))} if over else found
 
-    return figures
+    systems = [name for name in asked if name in (MERGED, WEAVE) or (load, alpha) == pair.loads[-1]]
+    return Trial(labels, {name: waves(asked[name]) for name in systems}, MERGED, figures)
 
 
 _SHOWS = (
     "The paper's comparison: two checkpoints, each with one adapter merged in, served by an engine each, beside one "
     "engine with both adapters. The merged engines have half the KV cache and half the threads each; both sides may "
-    "use every core. So what one merged engine leaves idle under skew the other cannot use; in the paper both "
-    "instances share their NPUs, which is nearer to `all threads each`, where the threads of two engines contend "
-    "instead. `load` is the rate over what npu-weave answers a second when many requests come at once; above 1 both "
-    "sides have more than they can do, latencies are left out, and throughput is what they get done: `to the end` "
-    "over all work until it is done, prefill and decode while requests arrive. Those two start from an empty server "
-    "and depend on how long that lasts: vLLM takes up new prompts beside running answers, so a side that falls behind"
-    " first shows fewer generated tokens, and their ratio overstates what a long run would show. The paper finds +14 "
-    "to 18 % decode and +7 to 14 % prefill on NPUs under skew. `wide` is a model of random weights with experts large"
-    " enough that a step is mostly reading and computing them, as on a device; `weave-tiny` is the small real model, "
-    "where a step is mostly Python: there two engines run two schedulers and two servers at once on the cores, and "
-    "one engine only one. Random weights choose experts nearly evenly; a trained model's choice is more uneven, which"
-    " makes batches of one adapter touch fewer experts. KV cache never runs short here; on a device that holds merged"
-    " checkpoints it does, which adds to what the paper gains. A virtual machine's host may take cores away, "
-    "unevenly: repeats of which it took most were measured once more, all systems again, whatever they had shown; "
-    "`stolen` is what was left of that."
+    "use every core. So what one merged engine leaves idle under skew the other cannot use, unless two of these cores "
+    "are one core's two threads, as on many hosts; in the paper both instances share their NPUs, which is nearer to "
+    "`all threads each`, where the threads of two engines contend instead. `load` is the rate over what npu-weave "
+    "answers a second when many requests come at once. Above 1 both sides have more than they can do: requests pile "
+    "up, latencies and goodput are left out, and throughput is what they get done. It is measured once as many "
+    "answers end as begin: vLLM takes up new prompts beside running answers, and right after a start prompts are all "
+    "there is. So that this comes soon, steps of `wide` are short, as many tokens as one prompt and its share of "
+    "running answers (see settings); from an empty server, with steps as long as a processor takes seconds for, any "
+    "ratio may be had. The paper finds +14 to 18 % decode and +7 to 14 % prefill on NPUs under skew. `wide` is a "
+    "model of random weights with experts large enough that a step is mostly reading and computing them, as on a "
+    "device; `weave-tiny` is the small real model, where a step is mostly Python: there two engines run two "
+    "schedulers and two servers at once on the cores, and one engine only one. Random weights choose experts nearly "
+    "evenly; a trained model's choice is more uneven, which makes batches of one adapter touch fewer experts. KV "
+    "cache never runs short here; on a device that holds merged checkpoints it does, which adds to what the paper "
+    "gains. A virtual machine's host may take cores away, unevenly: repeats of which it took most were measured once "
+    "more, all systems again, whatever they had shown; `stolen` is what was left of that."
 )

@@ -52,17 +52,21 @@ def percentiles(values: Sequence[float], title: str) -> dict[str, float | None]:
     return {f"{title} p{p}": float(value) for p, value in zip((50, 90, 99), found, strict=True)}
 
 
-def throughput(replies: Sequence[Reply], horizon: float) -> tuple[float, float]:
-    """Prefill and decode tokens a second while requests keep arriving, from 0 to `horizon` seconds.
+def throughput(replies: Sequence[Reply], horizon: float, settled: float = 0.0) -> tuple[float, float]:
+    """Prefill and decode tokens a second while requests keep arriving, from `settled` to `horizon` seconds.
 
     Prefill counts prompts whose first token came in that time; decode counts the tokens after the first.
     What a server still has to do at the end is not waited for: else a server that ends with one half idle would be
     charged for a lull that steady traffic does not have.
     """
-    prompt = sum(reply.prompt_tokens for reply in replies if reply.times and reply.times[0] <= horizon)
-    came = [sum(reply.tokens[: bisect.bisect_right(reply.times, horizon)]) for reply in replies]
-    decoded = sum(tokens - 1 for tokens in came if tokens)
-    return prompt / horizon, decoded / horizon
+    prompt = decoded = 0
+    for reply in replies:
+        begin, end = bisect.bisect_right(reply.times, settled), bisect.bisect_right(reply.times, horizon)
+        decoded += sum(reply.tokens[begin:end])
+        if begin == 0 < end:
+            prompt += reply.prompt_tokens
+            decoded -= 1
+    return prompt / (horizon - settled), decoded / (horizon - settled)
 
 
 def to_the_end(replies: Sequence[Reply]) -> float | None:
@@ -75,11 +79,14 @@ def to_the_end(replies: Sequence[Reply]) -> float | None:
     return sum(reply.prompt_tokens + sum(reply.tokens) for reply in replies) / max(reply.times[-1] for reply in replies)
 
 
-def measure(outcome: Outcome, horizon: float, slo: Slo) -> Figures:
-    """The figures of one run: latencies in ms, throughput in tokens a second, goodput in requests a second."""
+def measure(outcome: Outcome, horizon: float, slo: Slo, settled: float = 0.0) -> Figures:
+    """The figures of one run: latencies in ms, throughput in tokens a second, goodput in requests a second.
+
+    Throughput is that from `settled` to `horizon` seconds, the rest is of all requests.
+    """
     begun = [reply for reply in outcome.replies if reply.times]
     times = [time for reply in begun if reply.finished and (time := tpot(reply)) is not None]
-    prefill, decode = throughput(outcome.replies, horizon)
+    prefill, decode = throughput(outcome.replies, horizon, settled)
     return {
         **percentiles([ttft(reply) for reply in begun], "TTFT"),
         **percentiles(times, "TPOT"),

@@ -24,13 +24,13 @@ from weave_lab.demo.servers import BASE, SETTINGS, option, running
 POSITIONS = 4096
 """The small model was trained on 512 tokens; its rotary positions go on. Beyond 512 it writes nonsense, as fast."""
 STEP_TOKENS = 2048
-"""Most tokens a step, in every engine."""
+"""Most tokens a step, where nothing else is said."""
+_STEP_REQUESTS = 256
+"""Most requests a step, where that many have a token in it."""
 OPTIONS: Mapping[str, object] = {
     "dtype": "bfloat16",
     "max_model_len": POSITIONS,
     "hf_overrides": json.dumps({"max_position_embeddings": POSITIONS}),
-    "max_num_seqs": 256,
-    "max_num_batched_tokens": STEP_TOKENS,
     # as in the demonstration: vLLM compiles nothing on a CPU once adapters are enabled
     "enforce_eager": True,
     # no prompt is cheaper for having been asked before
@@ -50,6 +50,7 @@ class Spec:
         threads: of its worker, for computing.
         kv_bytes: of its KV cache.
         root: below which adapters may be loaded while it runs; None allows none.
+        step_tokens: most tokens a step.
         extra: further arguments of the server.
     """
 
@@ -59,6 +60,7 @@ class Spec:
     threads: int
     kv_bytes: int
     root: Path | None = None
+    step_tokens: int = STEP_TOKENS
     extra: Sequence[str] = ()
 
     @property
@@ -68,7 +70,12 @@ class Spec:
 
     def command(self) -> list[str]:
         """How the server is started, but for where it listens."""
-        settings = {**OPTIONS, "served_model_name": BASE, "kv_cache_memory_bytes": self.kv_bytes}
+        own = {
+            "max_num_batched_tokens": self.step_tokens,
+            "max_num_seqs": min(self.step_tokens, _STEP_REQUESTS),
+            "kv_cache_memory_bytes": self.kv_bytes,
+        }
+        settings = {**OPTIONS, "served_model_name": BASE, **own}
         options = [part for key, value in settings.items() for part in option(key, value)]
         if self.adapters is None:
             # the server that `vllm serve` starts; the command itself does not run from every build of vLLM
