@@ -16,14 +16,22 @@ from npu_weave.errors import WeaveError
 from npu_weave.observability.histogram import Histogram
 from npu_weave.residency.directory import AdapterDirectory, Revision
 
+_LOOKS = 3
+"""Snapshots that ask the workers after anything has happened: some of their memory is free a little later. An idle
+worker that is asked stays awake for a second, for so long it spins at vLLM's queue."""
+
 
 class ServiceRecord:
     """Requests and tokens by adapter, and how long adapters take to drain. Used on the engine core's main thread.
 
     Only adapters in service are counted, under their names; with the last revision of a name its counts go.
+
+    Attributes:
+        ended: requests of all adapters that have ended.
     """
 
     def __init__(self, directory: AdapterDirectory) -> None:
+        self.ended = 0
         self._directory = directory
         self._served: dict[str, dict[str, int]] = {}
         self._retired_at: dict[int, float] = {}
@@ -65,6 +73,7 @@ class ServiceRecord:
         adapter = request.lora_request
         if adapter is None:
             return
+        self.ended += 1
         counts = self._served.setdefault(adapter.lora_name, {"requests": 0, "prompt_tokens": 0, "generated_tokens": 0})
         counts["requests"] += 1
         counts["prompt_tokens"] += request.num_prompt_tokens
@@ -87,6 +96,9 @@ class StatusReports:
     ) -> None:
         self._directory, self._record, self._workers = directory, record, workers
         self._loads, self._quota, self._in_flight, self._slots = loads, quota, in_flight, slots
+        self._happened: tuple[int, int] | None = None
+        self._looks = 0
+        self._worker_states: list[dict[str, Any]] = []
 
     def memory(self) -> list[dict[str, int]]:
         """Bytes and counts of every worker; each checks its invariants first."""
@@ -124,9 +136,19 @@ class StatusReports:
             "adapters": adapters,
             "loads": {**self._loads.report(), "requests_queued": len(self._quota)},
             "drains": self._record.drains.report(),
-            "workers": self._of_workers(worker_calls.status),
+            "workers": self._states_of_workers(bool(in_flight)),
             "served": self._record.served(),
         }
+
+    def _states_of_workers(self, in_use: bool) -> list[dict[str, Any]]:
+        """What the workers say; what they said, where nothing has happened to them since."""
+        happened = self._workers.calls, self._record.ended
+        if in_use or happened != self._happened:
+            self._happened, self._looks = happened, _LOOKS
+        if self._looks:
+            self._worker_states = self._of_workers(worker_calls.status)
+            self._looks -= 1
+        return self._worker_states
 
     def _of_workers(self, call: Callable[..., Any]) -> list[dict[str, Any]]:
         reports = self._workers.reports(call)

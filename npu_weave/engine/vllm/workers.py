@@ -51,9 +51,13 @@ class WorkerGroup:
     """Calls of `worker_calls` on all workers, between steps, in the order in which they are made.
 
     Not thread-safe: the engine core's main thread calls.
+
+    Attributes:
+        calls: made so far, but for `reports`, which change nothing.
     """
 
     def __init__(self, executor: Executor) -> None:
+        self.calls = 0
         self._executor = executor
         self._unanswered: deque[Future[list[Any]]] = deque()
 
@@ -80,6 +84,7 @@ class WorkerGroup:
             oldest = self._unanswered.popleft()
             if not oldest.done():
                 oldest.result()
+        self.calls += 1
         answer: Future[list[Any]] = self._executor.collective_rpc(call, args=args, non_block=True)
         self._unanswered.append(answer)
         return answer
