@@ -49,6 +49,8 @@ class WeaveConfig(BaseModel):
             others go on. None sets no limit.
         drain_timeout: seconds that requests may go on with an adapter that was unloaded or re-pointed; then they are
             ended with an error, and its memory is free. None lets every request finish.
+        load_rest: how long a load rests while requests run, by how long it worked: what it leaves to them of a
+            processor and of the memory's bandwidth, where these are short. 0 loads as fast as can be.
         verify_loads: read every row back after a load and compare it with what was to be written.
     """
 
@@ -64,6 +66,7 @@ class WeaveConfig(BaseModel):
     allowed_roots: tuple[Path, ...] | None = None
     max_requests_per_adapter: StrictInt | None = Field(default=None, ge=1)
     drain_timeout: float | None = Field(default=None, ge=0, allow_inf_nan=False)
+    load_rest: float = Field(default=4.0, ge=0, allow_inf_nan=False)
     verify_loads: StrictBool = True
 
     @property

@@ -14,7 +14,7 @@ from pathlib import Path
 
 # A room may import itself and rooms of lower floors; what else it may import is in SAME_FLOOR.
 FLOORS: tuple[frozenset[str], ...] = (
-    frozenset({"npu_weave.errors", "npu_weave._C", "weave_ops"}),
+    frozenset({"npu_weave.errors", "npu_weave.turns", "npu_weave._C", "weave_ops"}),
     frozenset({"npu_weave.config", "npu_weave.adapters", "npu_weave.memory"}),
     frozenset({"npu_weave.experts"}),
     frozenset({"npu_weave.residency"}),

@@ -90,5 +90,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   module.def("npu_memory_tensor", &weave::torch_binding::npu_memory_tensor);
   module.def("same_bytes", &weave::torch_binding::same_bytes, NoLock());
   module.def("write_and_compare", &weave::torch_binding::write_and_compare, NoLock());
+  module.def("copy_matrices", &weave::torch_binding::copy_matrices, NoLock());
   module.def("last_error", &weave::vmm::last_error);
 }

@@ -10,10 +10,10 @@ import torch
 from blake3 import blake3
 
 from npu_weave.adapters.geometry import dtype_name
-from npu_weave.adapters.pieces import pieces
 from npu_weave.adapters.progress import Progress, silent
 from npu_weave.adapters.shard import StoredTensor
 from npu_weave.adapters.tensor_names import PROJECTIONS, TensorKey
+from npu_weave.turns import pieces
 
 Buffer = bytes | bytearray | memoryview
 

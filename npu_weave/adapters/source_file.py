@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from npu_weave.adapters.pieces import pieces
 from npu_weave.adapters.printable import printable_path
 from npu_weave.errors import AdapterFileError
+from npu_weave.turns import pieces
 
 
 class FileIdentity(NamedTuple):

@@ -45,6 +45,10 @@ def serve(
         float | None,
         typer.Option(help="Seconds that requests may go on with an adapter out of service; without it, to their end."),
     ] = None,
+    load_rest: Annotated[
+        float | None,
+        typer.Option(help="How long a load rests while requests run, by how long it worked; 0: it never does."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print vLLM's arguments.")] = False,
 ) -> None:
     """Serve a base model and its adapters over an OpenAI-compatible API.
@@ -63,6 +67,7 @@ def serve(
             "host_cache": host_cache,
             "max_requests_per_adapter": max_requests_per_adapter,
             "drain_timeout": drain_timeout,
+            "load_rest": load_rest,
             "pins": None if pins is None else str(pins.expanduser().absolute()),
             "catalog": catalog,
             "catalog_cache": None if catalog_cache is None else str(catalog_cache),

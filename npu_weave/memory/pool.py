@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
@@ -12,6 +11,7 @@ from typing import Any
 
 from npu_weave.errors import CapacityError, DriverError, IntegrityError
 from npu_weave.memory.driver import Driver
+from npu_weave.turns import give_way
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ class PagePool:
         with self._lock:
             self._stocked += pages
         while self._make_one():
-            os.sched_yield()
+            give_way()
 
     def unstock(self, pages: int) -> None:
         """Ends a `stock` of this many pages; those that nobody took go back to the system."""
@@ -193,7 +193,7 @@ class PagePool:
     def _destroy_surplus(self) -> None:
         """One by one: between two pages the pool is free for others. A page that the driver keeps ends it."""
         while self._destroy_one():
-            os.sched_yield()
+            give_way()
 
     def _destroy_one(self) -> bool:
         with self._lock:

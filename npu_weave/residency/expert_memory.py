@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 import os
+import weakref
 from collections import deque
 from collections.abc import Iterable
 from queue import LifoQueue
@@ -14,7 +15,7 @@ import torch
 
 from npu_weave.adapters.adapter import ExpertTensors
 from npu_weave.adapters.geometry import MoEGeometry
-from npu_weave.adapters.pieces import PIECE_BYTES
+from npu_weave.turns import PIECE_BYTES, give_way
 
 
 class ExpertMemory(Protocol):
@@ -46,13 +47,13 @@ class SpareMemory:
 
 
 class SharedMemory:
-    """A context with memory of experts that two processes see, by a descriptor.
+    """Memory of experts that two processes see, by a descriptor.
 
-    Where nobody has written, it takes no pages; at its end all of them are returned, and what is left are zeros.
-    References cannot say when: an error's traceback keeps those of the load that it ended.
+    Where nobody has written it takes no pages. References cannot say when they are needed no longer: an error's
+    traceback keeps those of the load that it ended; `return_pages` does.
 
     Attributes:
-        descriptor: of the memory; closed at the end.
+        descriptor: of the memory; closed with this object.
         experts: as many as asked for, as tensors over it.
     """
 
@@ -77,21 +78,23 @@ class SharedMemory:
                 flat = torch.frombuffer(self._memory, dtype=geometry.dtype, count=math.prod(shape), offset=at)
                 parts[name], at = flat.view(shape), at + nbytes[name]
             self.experts.append(ExpertTensors(**parts))
+        weakref.finalize(self, os.close, self.descriptor)
         self._slot_of = {experts.gate.data_ptr(): slot for slot, experts in enumerate(self.experts)}
 
     def slot_of(self, experts: ExpertTensors) -> int:
         """Which of `experts` lies in the same memory."""
         return self._slot_of[experts.gate.data_ptr()]
 
-    def __enter__(self) -> SharedMemory:
-        return self
+    def is_at(self, descriptor: int) -> bool:
+        """Whether `descriptor` is of this memory."""
+        return os.path.sameopenfile(descriptor, self.descriptor)
 
-    def __exit__(self, *_: object) -> None:
-        # Python keeps the interpreter meanwhile: for all at once steps would wait 250 ms a GiB
+    def return_pages(self) -> None:
+        """Give all pages to the system, in both processes; what is left are zeros."""
+        # Python keeps the interpreter meanwhile: for all at once others would wait 250 ms a GiB
         for start in range(0, len(self._memory), PIECE_BYTES):
             self._memory.madvise(mmap.MADV_REMOVE, start, PIECE_BYTES)
-            os.sched_yield()
-        os.close(self.descriptor)
+            give_way()
 
 
 class SharedSlots:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import OrderedDict
 from functools import partial
@@ -10,6 +9,7 @@ from functools import partial
 from npu_weave.errors import IntegrityError
 from npu_weave.experts.packed import PackedAdapter, PackedLayer
 from npu_weave.residency.load_threads import Later
+from npu_weave.turns import give_way
 
 _CALLER_RETURNS_SECONDS = 0.01
 """Until then the thread that lets an adapter go refers to it itself, and would be the last to do so."""
@@ -92,4 +92,4 @@ def _let_go(layers: list[PackedLayer]) -> None:
     time.sleep(_CALLER_RETURNS_SECONDS)
     while layers:
         layers.pop()
-        os.sched_yield()
+        give_way()

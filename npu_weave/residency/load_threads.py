@@ -45,10 +45,14 @@ def process_is_ending() -> bool:
     return thread._shutdown  # what its own threads go by; there is no other way to learn of it in time
 
 
-def stand_back(cpus: Collection[int] | None = None) -> None:
-    """Have this thread, and those it starts, run when nobody else wants the processor, or, in this whole process, the
-    interpreter."""
+def hand_over_soon() -> None:
+    """Have threads of this process that hold the interpreter give it to whoever waits. For a process that runs steps:
+    elsewhere threads of loads would only wake each other."""
     sys.setswitchinterval(HAND_OVER_SECONDS)
+
+
+def stand_back(cpus: Collection[int] | None = None) -> None:
+    """Have this thread, and those it starts, run when nobody else wants the processor."""
     thread_id = threading.get_native_id()
     os.setpriority(os.PRIO_PROCESS, thread_id, 19)
     with suppress(OSError):  # a sandbox that forbids it

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
@@ -19,6 +18,7 @@ from npu_weave.residency.load_identity import Identity
 from npu_weave.residency.load_reader import AdapterReader
 from npu_weave.residency.load_threads import process_is_ending
 from npu_weave.residency.store import AdapterStore
+from npu_weave.turns import give_way
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,11 @@ class AdapterLoader:
         self._reading = reading
         self._copying = copying
         self._loads: dict[int, _Load] = {}
+
+    @property
+    def loading(self) -> bool:
+        """Whether there are loads that have not ended."""
+        return bool(self._loads)
 
     def begin(self, revision: int, name: str, path: str, digest: str, identity: Identity | None) -> None:
         """Start to load `revision`.
@@ -209,7 +214,7 @@ def _write_rows(install: PreparedInstall) -> None:
     while install.copy_next():
         if process_is_ending():
             return
-        os.sched_yield()
+        give_way()
 
 
 def _error_of(work: Future[Any]) -> WeaveError | None:

@@ -9,14 +9,18 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
+from npu_weave import turns
 from npu_weave.adapters.adapter import ExpertTensors, open_adapter
 from npu_weave.adapters.geometry import MoEGeometry
 from npu_weave.residency.background_process import BackgroundProcess
 from npu_weave.residency.channel import Channel, ChannelClosed
 from npu_weave.residency.expert_memory import SharedMemory, SharedSlots
 from npu_weave.residency.expert_reads import AHEAD, AdapterReads, ExpertReads
+from npu_weave.residency.load_pace import LoadPace
 
 Experts = dict[int, tuple[int, ...]]
+KEPT_SECONDS = 10.0
+"""Making pages for a load anew, and mapping them in two processes, takes as long as reading it."""
 
 
 class RemoteReads:
@@ -54,9 +58,24 @@ class RemoteReads:
 class RemoteSource:
     """`AdapterSource` that reads in another process, which is started here, ahead of the first adapter."""
 
-    def __init__(self, geometry: MoEGeometry, allowed_roots: Sequence[Path] | None = None) -> None:
+    def __init__(
+        self,
+        geometry: MoEGeometry,
+        allowed_roots: Sequence[Path] | None = None,
+        pace: LoadPace | None = None,
+        *,
+        kept_seconds: float = KEPT_SECONDS,
+    ) -> None:
+        """
+        Args:
+            pace: of the reading; None: as fast as it can.
+            kept_seconds: how long memory between disk and packing waits for another adapter.
+        """
         self._geometry = geometry
         self._allowed_roots = allowed_roots
+        self._pace = pace or LoadPace(0.0)
+        self._kept_seconds = kept_seconds
+        self._memory = SharedMemory(geometry, geometry.num_experts + AHEAD + 1)
         self._process = BackgroundProcess()
         self._process.start()
 
@@ -68,13 +87,11 @@ class RemoteSource:
     @contextmanager
     def open(self, path: str, check: Callable[[], None]) -> Iterator[AdapterReads]:
         """`AdapterSource.open`. Raises besides WeaveError: LOAD_PROCESS_LOST."""
-        count = self._geometry.num_experts + AHEAD + 1
-        with (
-            SharedMemory(self._geometry, count) as memory,
-            self._process.talk(_read_there, path, self._geometry, self._allowed_roots, count) as channel,
-        ):
+        memory, asked = self._memory, (path, self._geometry, self._allowed_roots)
+        with self._process.talk(_read_there, *asked, self._pace.ratio, self._kept_seconds) as channel:
             assert self.pid is not None, "it talks"
             channel.send_descriptor(memory.descriptor, self.pid)
+            channel.send_descriptor(self._pace.descriptor, self.pid)
             try:
                 yield RemoteReads(channel, memory, channel.receive(check), check)
             finally:
@@ -82,12 +99,49 @@ class RemoteSource:
                 _drain(channel)
 
 
+class _Kept:
+    """The other process's side of the memory: it stays mapped, and keeps its pages for adapters that come soon."""
+
+    def __init__(self) -> None:
+        self._memory: SharedMemory | None = None
+        self._returning: threading.Timer | None = None
+
+    def take(self, descriptor: int, geometry: MoEGeometry) -> SharedMemory:
+        """The memory of `descriptor`, which is this object's from now on."""
+        if self._returning is not None:
+            self._returning.cancel()
+            self._returning.join()
+        if self._memory is not None and self._memory.is_at(descriptor):
+            os.close(descriptor)
+        else:
+            self._memory = SharedMemory(geometry, geometry.num_experts + AHEAD + 1, descriptor)
+        return self._memory
+
+    def keep(self, memory: SharedMemory, seconds: float) -> None:
+        """Return its pages if nobody takes it again for so long."""
+        self._returning = threading.Timer(seconds, memory.return_pages)
+        self._returning.daemon = True
+        self._returning.start()
+
+
+_kept = _Kept()
+
+
 def _read_there(
-    channel: Channel, path: str, geometry: MoEGeometry, allowed_roots: Sequence[Path] | None, count: int
+    channel: Channel,
+    path: str,
+    geometry: MoEGeometry,
+    allowed_roots: Sequence[Path] | None,
+    rest: float,
+    kept_seconds: float,
 ) -> None:
     """The other process's side."""
-    with SharedMemory(geometry, count, channel.receive_descriptor()) as memory:
-        _read_into(memory, channel, path, geometry, allowed_roots)
+    memory = _kept.take(channel.receive_descriptor(), geometry)
+    pace = LoadPace(rest, channel.receive_descriptor())
+    turns.rest_by(pace.rest)
+    _read_into(memory, channel, path, geometry, allowed_roots)
+    turns.rest_by()
+    _kept.keep(memory, kept_seconds)
     channel.send(None)
 
 

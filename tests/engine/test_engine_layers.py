@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from npu_weave.adapters.adapter import ExpertTensors
 from npu_weave.config import WeaveConfig
+from npu_weave.engine.vllm import moe_layer
 from npu_weave.engine.vllm.build import build_bank, choose_adapter_rows
 from npu_weave.engine.vllm.moe_layer import find_moe_layers
 from npu_weave.errors import ConfigError, UnsupportedError
@@ -37,18 +38,43 @@ def test_layers_are_found_in_order_with_their_limits(load: Load, family: TinyFam
     assert {layer.row_limit.rows for layer in layers} == {2**31 // (2 * 64 * 128)}
 
 
-def test_packing_the_base_experts_gives_what_vllm_loaded(load: Load, family: TinyFamily) -> None:
+@pytest.mark.parametrize("at_once", [1, 2, 100])
+@pytest.mark.parametrize("form", ["chosen", "loaded by vLLM", "as in the checkpoint"])
+def test_packing_the_base_experts_gives_what_vllm_loaded(
+    form: str, at_once: int, load: Load, family: TinyFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The kernel layout of a packed expert is that of the same expert in the model, bit for bit."""
+    if form == "as in the checkpoint":  # as on machines whose kernels need no layout of their own
+        kernels = "vllm.model_executor.layers.fused_moe.experts.cpu_moe"
+        monkeypatch.setattr(f"{kernels}.cpu_prepack_moe_weight", lambda weight, isa: weight)
     state = load_file(family.base / "model.safetensors")
     layer = find_moe_layers(*load(family.base))[1]
+    assert layer._loaded_as_assembled, "vLLM keeps experts in another order; loads are slower for it"
+    if form == "as in the checkpoint":
+        assert layer._kept_as_loaded
+    if form == "loaded by vLLM":
+        layer._loaded_as_assembled = layer._kept_as_loaded = False
     before = {name: weight.clone() for name, weight in layer.weights().items()}
     chosen = [5, 0, 15]
     experts = [ExpertTensors(*(state[name] for name in expert_names("qwen3_moe", 1, expert))) for expert in chosen]
+    monkeypatch.setattr(moe_layer, "_PROCESSED_BYTES", at_once * sum(matrix.nbytes for matrix in experts[0]))
     packed = layer.pack(experts)
     assert packed.keys() == before.keys()
     for name, weight in packed.items():
         assert torch.equal(weight, before[name][chosen])
         assert torch.equal(layer.weights()[name], before[name]), "the layer itself is not touched"
+
+
+def test_what_vllm_makes_of_an_expert_decides_how_others_are_packed(
+    load: Load, family: TinyFamily, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kernels = "vllm.model_executor.layers.fused_moe.experts.cpu_moe"
+    monkeypatch.setattr(f"{kernels}.cpu_prepack_moe_weight", lambda weight, isa: weight.flip(1))
+    layer = find_moe_layers(*load(family.base))[0]
+    assert layer._loaded_as_assembled and not layer._kept_as_loaded
+    experts = [ExpertTensors(*(torch.randn(128, 64).bfloat16().t().contiguous() for _ in range(2)), down)
+               for down in (torch.randn(128, 64).bfloat16(),)]  # fmt: skip
+    assert torch.equal(layer.pack(experts)["w2_weight"][0], experts[0].down.flip(0))
 
 
 def test_quantised_layer_is_refused(load: Load, family: TinyFamily, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -197,23 +199,37 @@ def test_it_yields_the_processor_and_has_one_thread_of_torch(source: RemoteSourc
     assert process.environ()["OMP_NUM_THREADS"] == "1"
 
 
-def test_memory_between_disk_and_packing_is_given_back(source: RemoteSource, path: Path) -> None:
+def test_memory_between_disk_and_packing_is_kept_for_the_next_and_then_given_back(path: Path) -> None:
+    source = RemoteSource(GEOMETRY, kept_seconds=1.0)
     with source.open(str(path), lambda: None) as reads:
         expert = next(iter(reads))[0]
         needed = sum(part.clone().nbytes for part in expert) / 1024
-        assert shared_pages(os.getpid()) >= needed and shared_pages(source.pid) >= needed
-    assert shared_pages(os.getpid()) == shared_pages(source.pid) == 0, "though an expert is still referred to"
+    assert shared_pages(os.getpid()) >= needed and shared_pages(source.pid) >= needed
+    assert_same(read(source, path), read(LocalSource(GEOMETRY), path))
+    until(lambda: shared_pages(os.getpid()) == shared_pages(source.pid) == 0)
+    assert not expert.gate.any(), "though an expert is still referred to"
+    assert_same(read(source, path), read(LocalSource(GEOMETRY), path))
 
 
-def test_memory_of_a_load_that_failed_is_given_back(source: RemoteSource, path: Path) -> None:
+def test_memory_of_a_load_that_failed_is_given_back(path: Path) -> None:
     class NotPacked(Exception):
         pass
 
+    source = RemoteSource(GEOMETRY, kept_seconds=0.1)
     with pytest.raises(NotPacked) as error, source.open(str(path), lambda: None) as reads:
         next(iter(reads))
         raise NotPacked
     assert error.tb is not None, "which keeps what the load referred to"
-    assert shared_pages(os.getpid()) == shared_pages(source.pid) == 0
+    until(lambda: shared_pages(os.getpid()) == shared_pages(source.pid) == 0)
+
+
+def test_memory_goes_with_its_source(path: Path) -> None:
+    gc.collect()  # sources of other tests
+    open_files = descriptors()
+    source = RemoteSource(GEOMETRY, kept_seconds=0.0)
+    read(source, path)
+    del source
+    until(lambda: gc.collect() >= 0 and descriptors() == open_files)
 
 
 def turns_while_given_back(size: int) -> int:
@@ -224,8 +240,8 @@ def turns_while_given_back(size: int) -> int:
     begun, ended, turns = threading.Event(), threading.Event(), 0
 
     def give_back() -> None:
-        with memory:
-            begun.set()
+        begun.set()
+        memory.return_pages()
         ended.set()
 
     giving = threading.Thread(target=give_back)
@@ -242,9 +258,9 @@ def turns_while_given_back(size: int) -> int:
 def test_other_threads_run_while_memory_is_given_back() -> None:
     before = sys.getswitchinterval()
     sys.setswitchinterval(HAND_OVER_SECONDS)  # as in every process that loads
-    # a machine that stops between the beginning and the giving back shows turns that are none of it
+    # a busy machine shows fewer; one that stops between the beginning and the giving back, turns that are none of it
     try:
-        assert min(turns_while_given_back(2048) for _ in range(3)) > 50
+        assert statistics.median(turns_while_given_back(2048) for _ in range(5)) > 50
     finally:
         sys.setswitchinterval(before)
 

@@ -19,6 +19,7 @@ from npu_weave.engine.ascend.token_share import slots_in_apply
 from npu_weave.engine.ascend.weight_forms import WeightForm
 from npu_weave.engine.vllm.backend import in_layer_order, index_in
 from npu_weave.errors import UnsupportedError
+from npu_weave.experts.assembly import share_of, trial_expert
 from npu_weave.experts.placement import ExpertPlacement
 from npu_weave.experts.port import Routing, RowLimit
 from npu_weave.memory import npu_tensor
@@ -51,7 +52,7 @@ class AscendMoELayer:
         self._placement = ExpertPlacement(moe.ep_size, moe.ep_rank)
         self._geometry = MoEGeometry.from_config(config.model_config.hf_config.to_dict())
         self.num_experts = self._geometry.num_experts
-        self._slice = (1, 0) if moe.ep_size > 1 else (moe.tp_size, moe.tp_rank)
+        self._share = share_of(*((1, 0) if moe.ep_size > 1 else (moe.tp_size, moe.tp_rank)))
         self._limit = row_limit(moe.ep_size, mc2=dispatch.may_use_mc2(config))
         # whoever asked for the ids of experts is not to be given rows
         self._returns_ids = bool(getattr(config.model_config, "enable_return_routed_experts", False))
@@ -81,7 +82,7 @@ class AscendMoELayer:
     def check_processing(self, config: VllmConfig) -> None:
         """`weight_forms.check_processing` with an expert of this layer's sizes."""
         geometry = self._geometry
-        trial = weight_forms.trial_expert(geometry.hidden_size, geometry.moe_intermediate_size, geometry.dtype)
+        trial = trial_expert(geometry.hidden_size, geometry.moe_intermediate_size, geometry.dtype)
         weight_forms.check_processing(self.form, self._experts, self._share, trial, config)
 
     def rebind(self, name: str, tensor: torch.Tensor) -> None:
@@ -119,11 +120,6 @@ class AscendMoELayer:
             return memory
         shape = (memory.shape[0], *self._kernel_shapes[name])
         return npu_tensor.declare(memory, shape, memory.dtype, self._formats[name])
-
-    def _share(self, tensor: torch.Tensor, dimension: int) -> torch.Tensor:
-        """This rank's slice of an expert's matrix along the intermediate dimension."""
-        ranks, rank = self._slice
-        return tensor.chunk(ranks, dimension)[rank]
 
     def _known_form(self, expert_map: torch.Tensor | None) -> WeightForm:
         """The form of the weights.

@@ -7,7 +7,7 @@ all experts of a layer at once; this runs on the host, for a few. `check_process
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -16,12 +16,10 @@ from vllm.config import VllmConfig, set_current_vllm_config
 
 from npu_weave.adapters.adapter import ExpertTensors
 from npu_weave.errors import UnsupportedError
+from npu_weave.experts.assembly import Share, assembled
 from npu_weave.memory import fractal_nz, npu_tensor
 from npu_weave.memory.npu_tensor import NpuFormat
 from npu_weave.memory.row_bytes import same_bits
-
-Share = Callable[[torch.Tensor, int], torch.Tensor]
-"""A rank's part of a tensor, cut along a dimension."""
 
 _INT8 = torch.iinfo(torch.int8)
 
@@ -58,9 +56,7 @@ class Unquantised:
 
     def stored(self, experts: Sequence[ExpertTensors], share: Share) -> dict[str, torch.Tensor]:
         """`WeightForm.stored`: ``w13_weight [E, 2 I, H]``, gate before up, and ``w2_weight [E, H, I]``."""
-        w13 = [torch.cat([share(expert.gate, 0), share(expert.up, 0)]) for expert in experts]
-        w2 = [share(expert.down, 1) for expert in experts]
-        return {"w13_weight": torch.stack(w13).to(self._dtype), "w2_weight": torch.stack(w2).to(self._dtype)}
+        return {name: weight.to(self._dtype) for name, weight in assembled(experts, share).items()}
 
     def processed(self, stored: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """`WeightForm.processed`: transposed, and in blocks where the format is FRACTAL_NZ."""
@@ -168,13 +164,6 @@ def check_processing(form: WeightForm, experts: Any, share: Share, trial: Expert
                 got=f"{theirs.dtype} {list(theirs.shape)} of vllm-ascend's own processing, with other bytes",
                 remedy="install a supported version of vllm-ascend and CANN, or report this one",
             )
-
-
-def trial_expert(hidden: int, intermediate: int, dtype: torch.dtype) -> ExpertTensors:
-    """An expert of random weights, the same each time: gate and up ``[I, H]``, down ``[H, I]``."""
-    generator = torch.Generator().manual_seed(2508)
-    shapes = ((intermediate, hidden), (intermediate, hidden), (hidden, intermediate))
-    return ExpertTensors(*(torch.randn(shape, generator=generator).to(dtype) for shape in shapes))
 
 
 def _laid_out(weight: torch.Tensor, form: NpuFormat) -> torch.Tensor:

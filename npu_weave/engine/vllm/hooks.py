@@ -138,6 +138,13 @@ def control_adapters(module: ModuleType) -> None:
         _replace(core, name, _refused_under_control)
 
 
+def wait_asleep(module: ModuleType) -> None:
+    """Processes that wait for each other's messages sleep while loads are under way."""
+    from npu_weave.engine.vllm import waiting
+
+    _replace(module.SpinCondition, "wait", waiting.wrap_wait)
+
+
 def serve_errors(module: ModuleType) -> None:
     """The HTTP side: errors with a fitting status, and unload that unloads."""
     from npu_weave.engine.vllm import metrics, server
@@ -176,10 +183,11 @@ def control_of(core: Any) -> Any:
         config = config_from(core.vllm_config.additional_config)
         control = None
         if config is not None:
-            from npu_weave.engine.vllm import parent
+            from npu_weave.engine.vllm import parent, waiting
             from npu_weave.engine.vllm.control import AdapterControl
 
             control = AdapterControl(core, config, functools.partial(_fail_request, core))
+            waiting.sleep_during(control)
             if hasattr(core, "input_queue"):  # in a process of its own
                 parent.end_with_parent()
         core.__dict__["_npu_weave_control"] = control

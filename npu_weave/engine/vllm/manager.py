@@ -13,8 +13,10 @@ from torch import nn
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
 
+from npu_weave import turns
 from npu_weave.adapters.geometry import MoEGeometry
 from npu_weave.config import WeaveConfig
+from npu_weave.engine.vllm import waiting
 from npu_weave.engine.vllm.backend import Backend
 from npu_weave.engine.vllm.build import build_bank
 from npu_weave.errors import IntegrityError
@@ -22,8 +24,9 @@ from npu_weave.experts.routing import LayerRouting
 from npu_weave.experts.token_slots import TokenSlots
 from npu_weave.residency.host_cache import HostCache
 from npu_weave.residency.load_identity import Identity
+from npu_weave.residency.load_pace import LoadPace
 from npu_weave.residency.load_reader import AdapterReader
-from npu_weave.residency.load_threads import background_threads, later_on
+from npu_weave.residency.load_threads import background_threads, hand_over_soon, later_on
 from npu_weave.residency.loader import AdapterLoader, LoadState
 from npu_weave.residency.remote_reads import RemoteSource
 from npu_weave.residency.store import AdapterStore
@@ -57,6 +60,9 @@ class WeaveAdapterManager:
         self.token_slots = TokenSlots(
             vllm_config.scheduler_config.max_num_batched_tokens + padding, device, ranks=ranks
         )
+        self._pace = LoadPace(config.load_rest)
+        turns.rest_by(self._pace.rest)
+        hand_over_soon()
         self._compare = backend.compare_adapters if ranks > 1 else None
         self._lookup: npt.NDArray[np.int32] = np.zeros(1, dtype=np.int32)
         self._dummy_run = False
@@ -78,7 +84,7 @@ class WeaveAdapterManager:
         cache = HostCache(self._config.host_cache, later=later)
         self.store = AdapterStore(bank, cache, host_limit=self._host_limit)
         reader = AdapterReader(
-            RemoteSource(self.geometry, self._config.roots),
+            RemoteSource(self.geometry, self._config.roots, self._pace),
             {port.index: port for port in ports},
             allowed_roots=self._config.roots,
             placement=placement,
@@ -89,6 +95,7 @@ class WeaveAdapterManager:
             reading=background_threads("npu-weave-read"),
             copying=background_threads("npu-weave-copy"),
         )
+        waiting.sleep_during(self.loader)
         for port in ports:
             port.insert_routing(LayerRouting(bank.layers[port.index], self.token_slots))
         fused = [port.gating_is_fused for port in ports if port.gating_is_fused is not None]
@@ -209,6 +216,7 @@ class WeaveAdapterManager:
             revisions: ``[requests]`` revision of each request, 0 for the base model.
             tokens: ``[requests]`` scheduled tokens of each request.
         """
+        self._pace.note_step()
         if self._compare is not None:
             self.begin_service()
         if self.token_slots.fill(revisions, tokens, self._lookup, self.store.last_used):

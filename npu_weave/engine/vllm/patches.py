@@ -59,6 +59,14 @@ PATCHES: tuple[Patch, ...] = (
         hooks.control_adapters,
     ),
     Patch(
+        "vllm.distributed.device_communicators.shm_broadcast",
+        "SpinCondition.wait",
+        "who waits for a message yields in a loop, which gives a processor to loads for milliseconds: while there are "
+        "any, it sleeps, and wakes before them",
+        "vLLM waits for messages asleep, or lets a plugin have it do so",
+        hooks.wait_asleep,
+    ),
+    Patch(
         "vllm.entrypoints.openai.models.serving",
         "OpenAIServingModels: load_lora_adapter, unload_lora_adapter, init_static_loras",
         "unloading forgets the name but keeps the weights; a bad adapter is the client's error, not a 500; metrics of "
