@@ -106,6 +106,14 @@ def _empty_cache(worker: Any) -> None:
     worker.model_runner.lora_manager.store.cache.trim(0)
 
 
+def _gives_way(worker: Any) -> tuple[float, bool]:
+    """How long loads of the worker rest, by how long they work, and whether it sleeps where it waits for messages."""
+    from npu_weave import turns
+    from npu_weave.engine.vllm import waiting
+
+    return turns.rest(), waiting._asleep()
+
+
 def lora(family: TinyFamily, number: int, public_id: int | None = None) -> Any:
     from vllm.lora.request import LoRARequest
 
@@ -198,6 +206,7 @@ def test_others_get_tokens_while_an_adapter_is_loaded(engine: Any, gate: Gate, f
     traffic.run(120)
     assert loads(engine)["under_way"] == 1 and not loaded.done() and set(core.list_loras()) == {1}
     assert traffic.total >= before + 120, "the load was under way for all of these"
+    assert engine.collective_rpc(_gives_way) == [(4.0, True)]
     gate.open()
     while not loaded.done():
         traffic.step()
@@ -207,6 +216,7 @@ def test_others_get_tokens_while_an_adapter_is_loaded(engine: Any, gate: Gate, f
     for label, number in (("-1", BASE), ("0", 0), ("new", 1)):
         traffic.check(label, truth[number]["short"])
     assert [worker["adapters_resident"] for worker in memory_of(engine)] == [2]
+    eventually(lambda: engine.collective_rpc(_gives_way) == [(0.0, False)], "nobody is there to give way to")
 
 
 def test_32_first_uses_at_once_make_one_load_and_32_answers(
