@@ -61,9 +61,10 @@ COLUMNS = {
 _SHOWS = (
     "Files come from the system's page cache and nothing from the host cache, so every load opens, checks, hashes, "
     "packs and copies its experts. Processes beside the engine open, check and hash, a thread of it packs and copies, "
-    "all with the lowest priority. On a machine with few cores they share these with the steps, and caches and memory "
-    "in any case. On a device steps run elsewhere, and loads share the path to its memory instead. A "
-    "virtual machine's host may take cores away for a tenth of a second and more, which a p99 shows as its own: pairs "
+    "all with the lowest priority, and while steps run they rest longer than they work. On a machine with few cores "
+    "they share these with the steps, and caches and memory in any case. On a device steps run elsewhere, and loads "
+    "share the path to its memory instead. A virtual machine's host may take cores away for a tenth of a second and "
+    "more, which a p99 shows as its own: pairs "
     "of windows were added while that happened, and of all those count of which it took least, whatever they showed."
 )
 
