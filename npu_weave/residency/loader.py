@@ -80,7 +80,7 @@ class AdapterLoader:
         self._loads: dict[int, _Load] = {}
 
     @property
-    def loading(self) -> bool:
+    def busy(self) -> bool:
         """Whether there are loads that have not ended."""
         return bool(self._loads)
 

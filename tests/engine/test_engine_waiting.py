@@ -25,7 +25,7 @@ def nothing_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def loads() -> Any:
-    found = type("Found", (), {"loading": False})()
+    found = type("Found", (), {"busy": False})()
     waiting.sleep_during(found)
     return found
 
@@ -70,7 +70,7 @@ def queue() -> Any:
 def test_a_call_that_is_lost_is_no_message_lost(
     loads: Any, waits: dict[str, int], queue: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    loads.loading = True
+    loads.busy = True
     monkeypatch.setattr(shm_broadcast.SpinCondition, "notify", lambda self: None)
     assert say_after(queue, 0.05) == "second"
     assert waits["sleeps"] > 10
@@ -82,7 +82,7 @@ def test_without_loads_it_yields_as_ever(loads: Any, waits: dict[str, int], queu
 
 
 def test_during_loads_it_sleeps(loads: Any, waits: dict[str, int], queue: Any) -> None:
-    loads.loading = True
+    loads.busy = True
     assert say_after(queue, 0.2) == "second"
     assert waits["sleeps"] > 10 and waits["yields"] == 0
 
@@ -91,16 +91,16 @@ def test_a_while_after_the_last_load_it_still_sleeps(
     loads: Any, waits: dict[str, int], queue: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(waiting, "AFTERWARDS_SECONDS", 3600.0)
-    loads.loading = True
+    loads.busy = True
     assert say_after(queue, 0.05) == "second"
-    loads.loading = False
+    loads.busy = False
     waits |= {"yields": 0, "sleeps": 0}
     assert say_after(shm_broadcast.MessageQueue(1, 1), 0.05) == "second"
     assert waits["sleeps"] > 10 and waits["yields"] == 0
 
 
 def test_loads_of_an_engine_that_is_gone_are_forgotten(waits: dict[str, int], queue: Any) -> None:
-    gone = type("Gone", (), {"loading": True})()
+    gone = type("Gone", (), {"busy": True})()
     waiting.sleep_during(gone)
     del gone
     assert say_after(queue, 0.05) == "second"

@@ -27,7 +27,7 @@ from npu_weave.errors import IntegrityError, WeaveError
 from npu_weave.residency.background_process import process_for_calls
 from npu_weave.residency.directory import AdapterDirectory, Revision
 from npu_weave.residency.load_opener import AdapterOpener
-from npu_weave.residency.load_threads import background_threads, hand_over_soon
+from npu_weave.residency.load_threads import background_threads
 from npu_weave.residency.pins import read_pins
 
 if TYPE_CHECKING:
@@ -70,7 +70,6 @@ class AdapterControl:
         Args:
             refuse: ends one request with an error.
         """
-        hand_over_soon()
         self._core = core
         self._refuse = refuse
         vllm_config = core.vllm_config
@@ -256,12 +255,7 @@ class AdapterControl:
     @property
     def busy(self) -> bool:
         """Whether loads or drops are under way, or requests wait, so that the engine's loop must not go to sleep."""
-        return self.loading or len(self._quota) > 0
-
-    @property
-    def loading(self) -> bool:
-        """Whether loads or drops are under way."""
-        return len(self._loads) > 0 or len(self._drops) > 0
+        return len(self._loads) > 0 or len(self._drops) > 0 or len(self._quota) > 0
 
     def abandon(self) -> None:
         """Give up all loads and the requests that wait: the engine stops."""

@@ -183,11 +183,12 @@ def control_of(core: Any) -> Any:
         config = config_from(core.vllm_config.additional_config)
         control = None
         if config is not None:
-            from npu_weave.engine.vllm import parent, waiting
+            from npu_weave.engine.vllm import parent
             from npu_weave.engine.vllm.control import AdapterControl
+            from npu_weave.residency.load_threads import hand_over_soon
 
             control = AdapterControl(core, config, functools.partial(_fail_request, core))
-            waiting.sleep_during(control)
+            hand_over_soon()
             if hasattr(core, "input_queue"):  # in a process of its own
                 parent.end_with_parent()
         core.__dict__["_npu_weave_control"] = control

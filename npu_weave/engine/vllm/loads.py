@@ -12,7 +12,7 @@ from typing import Any
 
 from vllm.logger import init_logger
 
-from npu_weave.engine.vllm import worker_calls
+from npu_weave.engine.vllm import waiting, worker_calls
 from npu_weave.engine.vllm.workers import Answer, WorkerGroup, is_failure
 from npu_weave.errors import IntegrityError, WeaveError
 from npu_weave.observability.histogram import Histogram
@@ -113,6 +113,7 @@ class AdapterLoads:
         self._in_order = in_order
         self._pins = pins or Pins({})
         self._loads: list[Load] = []
+        waiting.sleep_during(self)
         self._asked: Future[list[Any]] | None = None
         self._ask_at = 0.0
         self.counts: Counter[str] = Counter(begun=0, succeeded=0, failed=0)
@@ -121,6 +122,11 @@ class AdapterLoads:
 
     def __len__(self) -> int:
         return len(self._loads)
+
+    @property
+    def busy(self) -> bool:
+        """Whether loads are under way."""
+        return len(self) > 0
 
     @property
     def public_ids(self) -> set[int]:

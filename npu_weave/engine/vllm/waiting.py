@@ -23,7 +23,7 @@ class Loads(Protocol):
     """Loads of one process."""
 
     @property
-    def loading(self) -> bool:
+    def busy(self) -> bool:
         """Whether any are under way."""
 
 
@@ -56,7 +56,7 @@ def wrap_wait(original: Callable[..., None]) -> Callable[..., None]:
 def _asleep() -> bool:
     global _awake_after
     now = time.monotonic()
-    if any(loads.loading for loads in _watched):
+    if any(loads.busy for loads in _watched):
         _awake_after = now + AFTERWARDS_SECONDS
         return True
     return now < _awake_after
