@@ -22,7 +22,7 @@ def serve(
     ] = None,
     adapter_root: Annotated[
         list[Path] | None,
-        typer.Option(help="Allow loading and unloading at run time over HTTP, from below this directory. Repeatable."),
+        typer.Option(help="Allow loads and unloads over HTTP, from below this directory. Repeatable."),
     ] = None,
     catalog: Annotated[
         str | None,
@@ -31,7 +31,7 @@ def serve(
     catalog_cache: Annotated[Path | None, typer.Option(help="Directory for adapters of a catalogue at a URL.")] = None,
     catalog_cache_size: Annotated[str | None, typer.Option(help="Limit on that directory, e.g. 200GiB.")] = None,
     pins: Annotated[
-        Path | None, typer.Option(help="JSON file of adapter names and the content digests they must have.")
+        Path | None, typer.Option(help="JSON file of adapter names and the digests they must have.")
     ] = None,
     adapter_rows: Annotated[int | None, typer.Option(help="Rows per MoE layer set aside for adapters.")] = None,
     adapter_memory: Annotated[str | None, typer.Option(help="Limit on adapter memory per worker, e.g. 4GiB.")] = None,
@@ -42,12 +42,10 @@ def serve(
         int | None, typer.Option(help="Requests of one adapter at once; more of them wait, others pass them by.")
     ] = None,
     drain_timeout: Annotated[
-        float | None,
-        typer.Option(help="Seconds that requests may go on with an adapter out of service; without it, to their end."),
+        float | None, typer.Option(help="Seconds that requests may go on with an adapter out of service.")
     ] = None,
     load_rest: Annotated[
-        float | None,
-        typer.Option(help="How long a load rests while requests run, by how long it worked; 0: it never does."),
+        float | None, typer.Option(help="Rest of a load while requests run, by how long it worked; 0: none.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print vLLM's arguments.")] = False,
 ) -> None:
