@@ -25,14 +25,11 @@ def serve(
         typer.Option(help="Allow loads and unloads over HTTP, from below this directory. Repeatable."),
     ] = None,
     catalog: Annotated[
-        str | None,
-        typer.Option(help="Where adapters are found by name on request: a directory, or a URL such as hf://org."),
+        str | None, typer.Option(help="Where adapters are found by name: a directory, or a URL such as hf://org.")
     ] = None,
     catalog_cache: Annotated[Path | None, typer.Option(help="Directory for adapters of a catalogue at a URL.")] = None,
     catalog_cache_size: Annotated[str | None, typer.Option(help="Limit on that directory, e.g. 200GiB.")] = None,
-    pins: Annotated[
-        Path | None, typer.Option(help="JSON file of adapter names and the digests they must have.")
-    ] = None,
+    pins: Annotated[Path | None, typer.Option(help="JSON file of adapter names, and the digests of each.")] = None,
     adapter_rows: Annotated[int | None, typer.Option(help="Rows per MoE layer set aside for adapters.")] = None,
     adapter_memory: Annotated[str | None, typer.Option(help="Limit on adapter memory per worker, e.g. 4GiB.")] = None,
     host_cache: Annotated[
