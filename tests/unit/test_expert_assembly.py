@@ -45,3 +45,9 @@ def test_what_cannot_be_copied_row_by_row_is_refused_and_nothing_written(
     assert not good.any() and not place.any()
     with pytest.raises(ValueError, match="a place for every matrix"):
         copy_matrices([good], [])
+
+
+def test_the_trial_expert_is_the_same_each_time() -> None:
+    one, other = (trial_expert(HIDDEN, WIDTH, torch.bfloat16) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    assert [tuple(each.shape) for each in one] == [(WIDTH, HIDDEN), (WIDTH, HIDDEN), (HIDDEN, WIDTH)]

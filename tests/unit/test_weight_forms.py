@@ -7,7 +7,7 @@ import torch
 from fixtures.quantised_models import quantise as as_modelslim
 
 from npu_weave.adapters.adapter import ExpertTensors
-from npu_weave.engine.ascend.weight_forms import Unquantised, W8A8Dynamic, quantise, trial_expert
+from npu_weave.engine.ascend.weight_forms import Unquantised, W8A8Dynamic, quantise
 from npu_weave.memory import fractal_nz
 from npu_weave.memory.npu_tensor import NpuFormat
 
@@ -101,9 +101,3 @@ def test_quantised_rows_are_blocked_and_scales_flat() -> None:
     ]
     assert torch.equal(scales[0], stored["w13_weight_scale"][..., 0].float())
     assert torch.equal(scales[1], stored["w2_weight_scale"][..., 0])
-
-
-def test_the_trial_expert_is_the_same_each_time() -> None:
-    one, other = (trial_expert(H, I, torch.bfloat16) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
-    assert [tuple(each.shape) for each in one] == [(I, H), (I, H), (H, I)]
