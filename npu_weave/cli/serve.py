@@ -14,36 +14,51 @@ from npu_weave.errors import ConfigError
 CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
 
 
+Adapters = Annotated[
+    list[str] | None, typer.Option(metavar="NAME=PATH", help="Adapter to serve, by name. May be repeated.")
+]
+AdapterRoots = Annotated[
+    list[Path] | None,
+    typer.Option(help="Allow loading and unloading at run time over HTTP, from below this directory. Repeatable."),
+]
+Catalog = Annotated[
+    str | None,
+    typer.Option(help="Where adapters are found by name on request: a directory, or a URL such as hf://org."),
+]
+PinFile = Annotated[
+    Path | None, typer.Option(help="JSON file of adapter names and the content digests they must have.")
+]
+HostCache = Annotated[
+    str | None, typer.Option(help="Host memory per worker for adapters not in use, e.g. 16GiB; 0 keeps none.")
+]
+MaxRequests = Annotated[
+    int | None, typer.Option(help="Requests of one adapter at once; more of them wait, others pass them by.")
+]
+DrainTimeout = Annotated[
+    float | None,
+    typer.Option(help="Seconds that requests may go on with an adapter out of service; without it, to their end."),
+]
+LoadRest = Annotated[
+    float | None,
+    typer.Option(help="How long a load rests while requests run, by how long it worked; 0: it never does."),
+]
+
+
 def serve(
     context: typer.Context,
     base: Annotated[str, typer.Argument(help="Base model: a checkpoint directory or a hub id.")],
-    adapter: Annotated[
-        list[str] | None, typer.Option(metavar="NAME=PATH", help="Adapter to serve, by name. May be repeated.")
-    ] = None,
-    adapter_root: Annotated[
-        list[Path] | None,
-        typer.Option(help="Allow loads and unloads over HTTP, from below this directory. Repeatable."),
-    ] = None,
-    catalog: Annotated[
-        str | None, typer.Option(help="Where adapters are found by name: a directory, or a URL such as hf://org.")
-    ] = None,
+    adapter: Adapters = None,
+    adapter_root: AdapterRoots = None,
+    catalog: Catalog = None,
     catalog_cache: Annotated[Path | None, typer.Option(help="Directory for adapters of a catalogue at a URL.")] = None,
     catalog_cache_size: Annotated[str | None, typer.Option(help="Limit on that directory, e.g. 200GiB.")] = None,
-    pins: Annotated[Path | None, typer.Option(help="JSON file of adapter names, and the digests of each.")] = None,
+    pins: PinFile = None,
     adapter_rows: Annotated[int | None, typer.Option(help="Rows per MoE layer set aside for adapters.")] = None,
     adapter_memory: Annotated[str | None, typer.Option(help="Limit on adapter memory per worker, e.g. 4GiB.")] = None,
-    host_cache: Annotated[
-        str | None, typer.Option(help="Host memory per worker for adapters not in use, e.g. 16GiB; 0 keeps none.")
-    ] = None,
-    max_requests_per_adapter: Annotated[
-        int | None, typer.Option(help="Requests of one adapter at once; more of them wait, others pass them by.")
-    ] = None,
-    drain_timeout: Annotated[
-        float | None, typer.Option(help="Seconds that requests may go on with an adapter out of service.")
-    ] = None,
-    load_rest: Annotated[
-        float | None, typer.Option(help="Rest of a load while requests run, by how long it worked; 0: none.")
-    ] = None,
+    host_cache: HostCache = None,
+    max_requests_per_adapter: MaxRequests = None,
+    drain_timeout: DrainTimeout = None,
+    load_rest: LoadRest = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and print vLLM's arguments.")] = False,
 ) -> None:
     """Serve a base model and its adapters over an OpenAI-compatible API.

@@ -255,7 +255,7 @@ class AdapterControl:
     @property
     def busy(self) -> bool:
         """Whether loads or drops are under way, or requests wait, so that the engine's loop must not go to sleep."""
-        return len(self._loads) > 0 or len(self._drops) > 0 or len(self._quota) > 0
+        return self._loads.busy or len(self._drops) > 0 or len(self._quota) > 0
 
     def abandon(self) -> None:
         """Give up all loads and the requests that wait: the engine stops."""

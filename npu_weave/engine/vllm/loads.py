@@ -113,12 +113,12 @@ class AdapterLoads:
         self._in_order = in_order
         self._pins = pins or Pins({})
         self._loads: list[Load] = []
-        waiting.sleep_during(self)
         self._asked: Future[list[Any]] | None = None
         self._ask_at = 0.0
         self.counts: Counter[str] = Counter(begun=0, succeeded=0, failed=0)
         self._failures: Counter[str] = Counter()
         self._seconds = Histogram()
+        waiting.sleep_during(self)
 
     def __len__(self) -> int:
         return len(self._loads)
@@ -126,7 +126,7 @@ class AdapterLoads:
     @property
     def busy(self) -> bool:
         """Whether loads are under way."""
-        return len(self) > 0
+        return bool(self._loads)
 
     @property
     def public_ids(self) -> set[int]:
